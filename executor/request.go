@@ -1,0 +1,83 @@
+package executor
+
+import (
+	"regexp"
+	"runtime"
+	"strings"
+)
+
+// Job variables by which a job asks for more, or less, than its profile's
+// defaults.
+const (
+	CPULimitVariable    = "BERTH_CPU_LIMIT"
+	MemoryLimitVariable = "BERTH_MEMORY_LIMIT"
+	SHMSizeVariable     = "BERTH_SHM_SIZE"
+	GPUCountVariable    = "BERTH_GPU_COUNT"
+)
+
+// Request is what a job asks of the node. It holds no secrets: it is sent to
+// berthd and named in its journal and errors.
+type Request struct {
+	Job      Identity       `json:"job"`
+	Image    ImageRequest   `json:"image"`
+	Helper   string         `json:"helper_version"` // of gitlab-runner, for the default helper image
+	Services []ImageRequest `json:"services,omitempty"`
+	// Limits are the BERTH_* variables, as written.
+	Limits map[string]string `json:"limits,omitempty"`
+}
+
+// ImageRequest is an `image:` or a service, with references expanded.
+type ImageRequest struct {
+	Name         string   `json:"name"`
+	Aliases      []string `json:"aliases,omitempty"`
+	PullPolicies []string `json:"pull_policies,omitempty"`
+	Platform     string   `json:"platform,omitempty"`
+	User         string   `json:"user,omitempty"`
+}
+
+// NewRequest reads what the job of this call asks for.
+func NewRequest(c *Call, p *Payload) Request {
+	r := Request{
+		Job:    p.Identity(),
+		Image:  imageRequest(c, p.Image),
+		Helper: helperVersion(c.Variable("CI_RUNNER_VERSION")),
+		Limits: map[string]string{},
+	}
+	for _, s := range p.Services {
+		r.Services = append(r.Services, imageRequest(c, s))
+	}
+	for _, key := range []string{CPULimitVariable, MemoryLimitVariable, SHMSizeVariable, GPUCountVariable} {
+		if v := strings.TrimSpace(c.Variable(key)); v != "" {
+			r.Limits[key] = v
+		}
+	}
+	return r
+}
+
+func imageRequest(c *Call, i PayloadImage) ImageRequest {
+	return ImageRequest{
+		Name:         strings.TrimSpace(c.Expand(i.Name)),
+		Aliases:      c.ExpandAll(i.Aliases()),
+		PullPolicies: i.PullPolicies,
+		Platform:     c.Expand(i.ExecutorOptions.Docker.Platform),
+		User:         c.Expand(string(i.ExecutorOptions.Docker.User)),
+	}
+}
+
+var releaseVersion = regexp.MustCompile(`^v?(\d+\.\d+\.\d+)$`)
+
+// helperVersion is the tag of gitlab-runner's helper image; pre-releases
+// have none of their own.
+func helperVersion(v string) string {
+	if m := releaseVersion.FindStringSubmatch(v); m != nil {
+		return "v" + m[1]
+	}
+	return "latest"
+}
+
+// helperArch is how gitlab-runner names architectures in helper tags.
+var helperArch = map[string]string{"amd64": "x86_64", "arm64": "arm64", "arm": "arm", "s390x": "s390x", "ppc64le": "ppc64le", "riscv64": "riscv64"}[runtime.GOARCH]
+
+func expandHelper(image, version string) string {
+	return strings.NewReplacer("v{version}", version, "{version}", strings.TrimPrefix(version, "v"), "{arch}", helperArch).Replace(image)
+}

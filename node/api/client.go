@@ -1,0 +1,181 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+)
+
+// Client speaks with the berthd behind a socket.
+type Client struct {
+	socket string
+	http   http.Client
+}
+
+// NewClient makes a client; it connects with the first call.
+func NewClient(socket string) *Client {
+	return &Client{
+		socket: socket,
+		http: http.Client{Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "unix", socket)
+			},
+			DisableCompression: true,
+		}},
+	}
+}
+
+// Admit asks for a berth and waits for it, passing each line of progress on.
+// A cancelled wait gives up the place in the queue.
+func (c *Client) Admit(ctx context.Context, r AdmitRequest, progress func(string)) (*Admission, error) {
+	body, err := c.do(ctx, http.MethodPost, "/v1/jobs/admit", r)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	events := json.NewDecoder(body)
+	for {
+		var e AdmitEvent
+		if err := events.Decode(&e); err != nil {
+			return nil, fmt.Errorf("berthd went away while it admitted the job: %w", errors.Join(errdefs.ErrUnavailable, err))
+		}
+		switch {
+		case e.Error != nil:
+			return nil, e.Error.Err()
+		case e.Admission != nil:
+			return e.Admission, nil
+		case e.Progress != "":
+			progress(e.Progress)
+		}
+	}
+}
+
+// Release ends a job: it is cleaned up when the call returns. Releasing a
+// job that berthd does not know is not an error.
+func (c *Client) Release(ctx context.Context, job string) error {
+	return c.call(ctx, http.MethodPost, "/v1/jobs/"+url.PathEscape(job)+"/release", nil, nil)
+}
+
+// Outcome reports how a stage ended.
+func (c *Client) Outcome(ctx context.Context, job string, o Outcome) error {
+	return c.call(ctx, http.MethodPost, "/v1/jobs/"+url.PathEscape(job)+"/outcome", o, nil)
+}
+
+// Jobs lists the jobs on the node, waiting ones too, oldest first.
+func (c *Client) Jobs(ctx context.Context) ([]Job, error) {
+	var jobs []Job
+	err := c.call(ctx, http.MethodGet, "/v1/jobs", nil, &jobs)
+	return jobs, err
+}
+
+// Admission gives a running job's berth again.
+func (c *Client) Admission(ctx context.Context, job string) (*Admission, error) {
+	a := new(Admission)
+	if err := c.call(ctx, http.MethodGet, "/v1/jobs/"+url.PathEscape(job), nil, a); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// Watch calls each for the state of every job now and then for each change,
+// until ctx ends or each returns an error.
+func (c *Client) Watch(ctx context.Context, each func(Event) error) error {
+	body, err := c.do(ctx, http.MethodGet, "/v1/jobs/watch", nil)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	events := json.NewDecoder(body)
+	for {
+		var e Event
+		if err := events.Decode(&e); err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return fmt.Errorf("watch jobs: %w", errors.Join(errdefs.ErrUnavailable, err))
+		}
+		if err := each(e); err != nil {
+			return err
+		}
+	}
+}
+
+// Version asks who answers.
+func (c *Client) Version(ctx context.Context) (*Version, error) {
+	v := new(Version)
+	if err := c.call(ctx, http.MethodGet, "/v1/version", nil, v); err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	body, err := c.do(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(body).Decode(out); err != nil {
+		return fmt.Errorf("read berthd's answer to %s %s: %w", method, path, err)
+	}
+	return nil
+}
+
+// do sends a request and gives the body of a good answer.
+func (c *Client) do(ctx context.Context, method, path string, in any) (io.ReadCloser, error) {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return nil, fmt.Errorf("encode %s %s: %w", method, path, err)
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://berthd"+path, body)
+	if err != nil {
+		return nil, err
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.unreachable(ctx, err)
+	}
+	if res.StatusCode < 300 {
+		return res.Body, nil
+	}
+	defer res.Body.Close()
+	e := Error{Status: res.StatusCode}
+	if err := json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&e); err != nil || e.Message == "" {
+		e.Message = fmt.Sprintf("%s %s: %s", method, path, res.Status)
+	}
+	return nil, e.Err()
+}
+
+// unreachable says what to do about a berthd that cannot be spoken with.
+func (c *Client) unreachable(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	hint := "look at berthd's log: journalctl -u berthd"
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		hint = "berthd is not running, or listens elsewhere: systemctl start berthd, or name its socket with --socket"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		hint = "the socket is left over and no berthd listens behind it: systemctl restart berthd"
+	case errors.Is(err, fs.ErrPermission):
+		hint = "gitlab-runner runs as a user who may not use it: run it as root, or add the user to the socket's group"
+	}
+	return fmt.Errorf("reach berthd at %s: %w (%s)", c.socket, errors.Join(errdefs.ErrUnavailable, errors.Unwrap(err)), hint)
+}
