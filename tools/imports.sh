@@ -1,0 +1,12 @@
+#!/bin/sh
+# Refuses what must not get into bin/berth, not even through another package:
+# it starts a dozen times a job, and each of these costs it milliseconds.
+set -eu
+
+deps=$("${GO:-go}" list -deps ./cmd/berth)
+heavy=$(printf '%s\n' "$deps" | grep -E '^(github\.com/moby/(buildkit|moby)|k8s\.io|github\.com/NVIDIA|gitlab\.com/berth-ci/berth/(node|buildkit|gpu)$)' || true)
+[ -z "$heavy" ] || {
+	echo "cmd/berth must not import:" >&2
+	printf '\t%s\n' $heavy >&2
+	exit 1
+}
