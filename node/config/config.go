@@ -1,0 +1,141 @@
+// Package config reads berthd's configuration and refuses what cannot work,
+// naming file, line, key and what was expected. It looks at the text alone:
+// whether a directory or a group exists is for those who use it to find out.
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"gitlab.com/berth-ci/berth/executor"
+)
+
+// DefaultPath is where berthd finds its configuration unless told otherwise.
+const DefaultPath = "/etc/berth/berthd.toml"
+
+// HostContainerd is where a containerd listens that the host runs itself.
+const HostContainerd = "/run/containerd/containerd.sock"
+
+// Config is berthd's configuration. Every key is documented in
+// node/berthd.toml.example.
+type Config struct {
+	Root       string                      `toml:"root"`
+	State      string                      `toml:"state"`
+	Socket     string                      `toml:"socket"`
+	Group      string                      `toml:"group"`
+	LogLevel   string                      `toml:"log_level"`
+	Runtime    Runtime                     `toml:"runtime"`
+	Network    Network                     `toml:"network"`
+	Registries Registries                  `toml:"registries"`
+	Limits     Limits                      `toml:"limits"`
+	Profiles   map[string]executor.Profile `toml:"profile"`
+}
+
+// Runtime says which containerd the jobs run in.
+type Runtime struct {
+	// Managed means that berthd runs a containerd of its own.
+	Managed bool `toml:"managed"`
+	// Path is the directory with the programs of a managed runtime. What is
+	// not there is looked for on the PATH.
+	Path string `toml:"path"`
+	// Address of the host's containerd, when not managed.
+	Address     string `toml:"address"`
+	Namespace   string `toml:"namespace"`
+	Snapshotter string `toml:"snapshotter"`
+}
+
+// Network says where the jobs' networks are cut from.
+type Network struct {
+	Subnet   netip.Prefix `toml:"subnet"`
+	Uplinks  netip.Prefix `toml:"uplinks"`
+	Pool     int          `toml:"pool"`
+	MTU      int          `toml:"mtu"`
+	Instance string       `toml:"instance"`
+}
+
+// Registries says how images are pulled.
+type Registries struct {
+	HostsDir     string `toml:"hosts_dir"`
+	DockerConfig string `toml:"docker_config"`
+}
+
+// Limits hold for all jobs of the node together.
+type Limits struct {
+	// Cgroup is the parent of all jobs' cgroups, from the root of each
+	// hierarchy.
+	Cgroup string `toml:"cgroup"`
+}
+
+// Default is the configuration of an empty file: a managed runtime and one
+// profile, named default.
+func Default() *Config {
+	c := settings()
+	c.complete()
+	return c
+}
+
+// settings are the defaults of everything that has one of its own.
+func settings() *Config {
+	return &Config{
+		Root:     "/var/lib/berth",
+		State:    "/run/berth",
+		LogLevel: "info",
+		Runtime: Runtime{
+			Managed:     true,
+			Path:        "/usr/libexec/berth",
+			Namespace:   "moby",
+			Snapshotter: "overlayfs",
+		},
+		Network: Network{
+			Subnet:   netip.MustParsePrefix("10.201.0.0/16"),
+			Uplinks:  netip.MustParsePrefix("100.64.0.0/16"),
+			Pool:     4,
+			Instance: "0",
+		},
+		Registries: Registries{
+			HostsDir:     "/etc/berth/certs.d",
+			DockerConfig: "/root/.docker/config.json",
+		},
+		Limits: Limits{Cgroup: "/berth"},
+	}
+}
+
+// complete fills in what follows from other keys.
+func (c *Config) complete() {
+	if c.Socket == "" {
+		c.Socket = filepath.Join(c.State, "berthd.sock")
+	}
+	if !c.Runtime.Managed && c.Runtime.Address == "" {
+		c.Runtime.Address = HostContainerd
+	}
+	if len(c.Profiles) == 0 {
+		c.Profiles = map[string]executor.Profile{"default": executor.DefaultProfile()}
+	}
+}
+
+// Load reads and checks a configuration file.
+func Load(path string) (*Config, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	return Parse(path, text)
+}
+
+// Parse decodes and checks a configuration that was read from the file name.
+// The error joins all problems, each an *Error, in the order of the file.
+func Parse(name string, text []byte) (*Config, error) {
+	c := settings()
+	d := decode(name, text, c)
+	if d.broken {
+		return nil, d.err()
+	}
+	c.complete()
+	d.checkConfig(c)
+	if err := d.err(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
