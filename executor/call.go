@@ -7,8 +7,8 @@ import (
 	"gitlab.com/gitlab-org/gitlab-runner/executors/custom/api"
 )
 
-// variablePrefix marks job variables in the environment of a call.
-const variablePrefix = "CUSTOM_ENV_"
+// VariablePrefix marks job variables in the environment of a call.
+const VariablePrefix = "CUSTOM_ENV_"
 
 // Call is the environment of one of gitlab-runner's four calls.
 type Call struct {
@@ -44,7 +44,7 @@ func CallFromEnvironment(env func(string) string) *Call {
 
 // Variable is the value of a job variable as the runner expanded it. It may
 // come from anyone: never take identity or trust from it.
-func (c *Call) Variable(key string) string { return c.env(variablePrefix + key) }
+func (c *Call) Variable(key string) string { return c.env(VariablePrefix + key) }
 
 // Expand replaces $NAME and ${NAME} by job variables, as gitlab-runner does
 // for image names, entrypoints and commands.

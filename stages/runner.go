@@ -1,0 +1,94 @@
+package stages
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	customapi "gitlab.com/gitlab-org/gitlab-runner/executors/custom/api"
+
+	"gitlab.com/berth-ci/berth/node/api"
+)
+
+// findRunner finds the gitlab-runner process that made this call: the
+// nearest ancestor that does not have the call's environment. Programs
+// between, such as a wrapper script or sudo, inherit or carry it.
+func findRunner(payloadFile string) (api.Process, error) {
+	mark := []byte(customapi.JobResponseFileVariable + "=" + payloadFile)
+	pid := os.Getppid()
+	for pid > 1 {
+		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		if err != nil {
+			return api.Process{}, fmt.Errorf("find gitlab-runner's process: %w", err)
+		}
+		if !hasEntry(environ, mark) {
+			break
+		}
+		if pid, err = parentOf(pid); err != nil {
+			return api.Process{}, fmt.Errorf("find gitlab-runner's process: %w", err)
+		}
+	}
+	return api.FindProcess(pid)
+}
+
+func hasEntry(environ, entry []byte) bool {
+	for e := range bytes.SplitSeq(environ, []byte{0}) {
+		if bytes.Equal(e, entry) {
+			return true
+		}
+	}
+	return false
+}
+
+func parentOf(pid int) (int, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if value, ok := strings.CutPrefix(line, "PPid:"); ok {
+			return strconv.Atoi(strings.TrimSpace(value))
+		}
+	}
+	return 0, errors.New("its status names no parent")
+}
+
+// runnerBinary gives a path of the runner's own binary that may be mounted in
+// a helper container. An upgrade of the package replaces the file under a
+// running runner, so a copy is kept, one for each version in use.
+func runnerBinary(runner api.Process, dir string) (string, error) {
+	exe, err := os.Open(fmt.Sprintf("/proc/%d/exe", runner.PID))
+	if err != nil {
+		return "", fmt.Errorf("open gitlab-runner's binary: %w", err)
+	}
+	defer exe.Close()
+	info, err := exe.Stat()
+	if err != nil {
+		return "", fmt.Errorf("open gitlab-runner's binary: %w", err)
+	}
+	inode := info.Sys().(*syscall.Stat_t)
+	kept := filepath.Join(dir, fmt.Sprintf("%x-%x-%x-%x", inode.Dev, inode.Ino, info.Size(), info.ModTime().UnixNano()))
+	if _, err := os.Stat(kept); err == nil {
+		return kept, nil
+	}
+	tmp, err := os.CreateTemp(dir, ".copy-*")
+	if err != nil {
+		return "", fmt.Errorf("copy gitlab-runner's binary: %w", err)
+	}
+	defer os.Remove(tmp.Name())
+	_, err = io.Copy(tmp, exe)
+	err = errors.Join(err, tmp.Chmod(0o755), tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), kept)
+	}
+	if err != nil {
+		return "", fmt.Errorf("copy gitlab-runner's binary: %w", err)
+	}
+	return kept, nil
+}
