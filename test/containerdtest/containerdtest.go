@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -100,12 +101,12 @@ func Start(dir string) (address string, stop func(), err error) {
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
 
-	stop = func() {
+	stop = sync.OnceFunc(func() {
 		removeContainers(address)
 		terminate(cmd.Process, exited)
 		_ = mount.UnmountRecursive(dir, unix.MNT_DETACH)
 		_ = os.RemoveAll(dir)
-	}
+	})
 	if err := waitReady(address, exited); err != nil {
 		text, _ := os.ReadFile(logfile.Name())
 		stop()
