@@ -29,6 +29,7 @@ func record(n int) Record {
 			Job: id.Key(), Lease: "berth-" + id.Key(), Cgroup: "/berth/" + id.Key(),
 			Grant: executor.Grant{Profile: executor.DefaultProfile()},
 		},
+		Boot:    "8a0c5b9e-9d8f-4b0e-a6a7-2f8e7e0f7d11",
 		TempDir: "/tmp/custom-executor1",
 		Network: network.Network{Slot: n, Job: id.Key(), Netns: "/run/berth/netns/b-1"},
 	}

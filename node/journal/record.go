@@ -10,6 +10,9 @@ import (
 type Record struct {
 	Job       api.Job       `json:"job"`
 	Admission api.Admission `json:"admission"`
+	// Boot is the boot of the host that the job runs in: pids and start times
+	// begin again with the next.
+	Boot string `json:"boot"`
 	// TempDir is the runner's directory for the job, in the runner's view.
 	TempDir string          `json:"temp_dir,omitempty"`
 	Network network.Network `json:"network"`

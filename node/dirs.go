@@ -1,0 +1,139 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"gitlab.com/berth-ci/berth/node/api"
+)
+
+// dirs are berthd's directories below its root.
+type dirs struct {
+	root string
+	// thrown is filled when there is something in the trash.
+	thrown chan struct{}
+}
+
+func openDirs(root string) (*dirs, error) {
+	d := &dirs{root: root, thrown: make(chan struct{}, 1)}
+	d.thrown <- struct{}{} // what an earlier berthd did not get to
+	for _, name := range []string{"jobs", "cache", "locks", "runners", "trash"} {
+		if err := os.MkdirAll(filepath.Join(root, name), 0o700); err != nil {
+			return nil, fmt.Errorf("make directories: %w", err)
+		}
+	}
+	return d, nil
+}
+
+// of names the directories of a job.
+func (d *dirs) of(job, project string) api.Dirs {
+	own := filepath.Join(d.root, "jobs", job)
+	return api.Dirs{
+		Job:     own,
+		Builds:  filepath.Join(own, "builds"),
+		Cache:   filepath.Join(d.root, "cache", project),
+		Locks:   filepath.Join(d.root, "locks"),
+		Runners: filepath.Join(d.root, "runners"),
+	}
+}
+
+// create makes a job's directories. The job's own is closed to other users
+// of the node; what is below is for the job to decide.
+func (d *dirs) create(of api.Dirs) error {
+	if err := os.Mkdir(of.Job, 0o700); err != nil {
+		return fmt.Errorf("make the job's directory: %w", err)
+	}
+	if err := os.Mkdir(of.Builds, 0o755); err != nil {
+		return fmt.Errorf("make the job's directory: %w", err)
+	}
+	if err := os.MkdirAll(of.Cache, 0o755); err != nil {
+		return fmt.Errorf("make the project's cache: %w", err)
+	}
+	return nil
+}
+
+// jobs lists the jobs that have a directory.
+func (d *dirs) jobs() ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(d.root, "jobs"))
+	if err != nil {
+		return nil, fmt.Errorf("list the jobs' directories: %w", err)
+	}
+	jobs := make([]string, len(entries))
+	for i, e := range entries {
+		jobs[i] = e.Name()
+	}
+	return jobs, nil
+}
+
+// remove moves a job's directory out of the way in no time, however much is
+// in it; empty deletes it later.
+func (d *dirs) remove(job string) error {
+	dir := filepath.Join(d.root, "jobs", job)
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := unmountBelow(dir); err != nil {
+		return fmt.Errorf("remove the job's directory: %w", err)
+	}
+	trash := filepath.Join(d.root, "trash", job+"."+strconv.FormatInt(time.Now().UnixNano(), 36))
+	if err := os.Rename(dir, trash); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the job's directory: %w", err)
+	}
+	select {
+	case d.thrown <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// unmountBelow keeps a mount that was left in a directory, and with it what
+// is mounted, from being deleted along.
+func unmountBelow(dir string) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return fmt.Errorf("find mounts below %s: %w", dir, err)
+	}
+	for _, m := range slices.Backward(mounts) {
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL {
+			return fmt.Errorf("unmount %s: %w", m.Mountpoint, err)
+		}
+	}
+	return nil
+}
+
+// empty deletes what is in the trash, as it comes, until ctx ends.
+func (d *dirs) empty(ctx context.Context, log *logrus.Entry) {
+	trash := filepath.Join(d.root, "trash")
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.thrown:
+		}
+		entries, err := os.ReadDir(trash)
+		if err != nil {
+			log.WithError(err).Warn("cannot empty the trash")
+		}
+		for _, e := range entries {
+			if ctx.Err() != nil {
+				return
+			}
+			if err := os.RemoveAll(filepath.Join(trash, e.Name())); err != nil {
+				job, _, _ := strings.Cut(e.Name(), ".")
+				log.WithError(err).WithField("job", job).Warn("cannot delete a job's files")
+			}
+		}
+	}
+}

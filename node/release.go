@@ -1,0 +1,140 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"gitlab.com/berth-ci/berth/node/api"
+	"gitlab.com/berth-ci/berth/node/journal"
+)
+
+// releaseTimeout bounds one attempt to release a job. It is long, since
+// killed processes may wait for a slow disk.
+const releaseTimeout = 5 * time.Minute
+
+// errReleased ends the admission of a job that is released.
+var errReleased = fmt.Errorf("it was released: %w", errdefs.ErrAborted)
+
+// attempt is one attempt to release a job, for all who ask meanwhile.
+type attempt struct {
+	done chan struct{}
+	err  error // valid when done
+}
+
+func (a *attempt) wait(ctx context.Context) error {
+	select {
+	case <-a.done:
+		return a.err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: the release goes on", context.Cause(ctx))
+	}
+}
+
+// Release ends a job and removes all it has. A job that is not on the node
+// may have left something all the same: that goes, too.
+func (j *Jobs) Release(ctx context.Context, key string) error {
+	if !keyPattern.MatchString(key) {
+		return fmt.Errorf("job %q: expected a job's key, such as j4711-0123abcd: %w", key, errdefs.ErrInvalidArgument)
+	}
+	e, _ := j.find(key)
+	if err := j.release(e, "").wait(ctx); err != nil {
+		return fmt.Errorf("release job %s: %w", key, err)
+	}
+	return nil
+}
+
+// find gives a job's entry, and makes one for a job that is not on the node,
+// so that it is not admitted while what it left is removed.
+func (j *Jobs) find(key string) (e *job, unknown bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if e := j.jobs[key]; e != nil {
+		return e, false
+	}
+	return j.settle(journal.Record{Job: api.Job{Key: key, State: api.StateReleasing, Since: time.Now().UTC()}}), true
+}
+
+// release starts to release a job, or joins the attempt that is under way or
+// has succeeded. It does not depend on who asks. A failure is logged, and
+// Sweep tries again.
+func (j *Jobs) release(e *job, reason string) *attempt {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if e.releasing != nil {
+		return e.releasing
+	}
+	a := &attempt{done: make(chan struct{})}
+	e.releasing = a
+	j.attending.Go(func() {
+		defer close(a.done)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(j.life), releaseTimeout)
+		defer cancel()
+		log := j.log.WithField("job", e.key)
+		if reason != "" {
+			log = log.WithField("reason", reason)
+		}
+		if a.err = j.finish(ctx, e, reason); a.err == nil {
+			log.Info("released a job")
+			return
+		}
+		log.WithError(a.err).Error("cannot release a job, will try again")
+		j.mu.Lock()
+		e.releasing = nil
+		j.mu.Unlock()
+	})
+	return a
+}
+
+// finish ends a job in whatever state it is.
+func (j *Jobs) finish(ctx context.Context, e *job, reason string) error {
+	cause := errReleased
+	if reason != "" {
+		cause = fmt.Errorf("%s: %w", reason, errReleased)
+	}
+	e.end(cause)
+	<-e.settled
+	e.writing.Lock()
+	record, _ := j.update(e, reason, func(job *api.Job) error { job.State = api.StateReleasing; return nil })
+	e.writing.Unlock()
+	if e.holds {
+		if err := j.remove(ctx, record); err != nil {
+			return err
+		}
+	}
+	if q := j.queues[record.Job.Profile]; q != nil {
+		q.leave(e.key)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	delete(j.jobs, e.key)
+	e.record.Job.State = api.StateReleased
+	j.watchers.publish(api.Event{Job: e.record.Job, Reason: reason})
+	return nil
+}
+
+// remove removes all that a job has on the node, in the order in which one
+// thing uses the other. It can be done again after a failure at any point.
+func (j *Jobs) remove(ctx context.Context, r journal.Record) error {
+	key := r.Job.Key
+	if err := j.Journal.Put(r); err != nil {
+		// A disk that is full is no reason to keep what the job has.
+		j.log.WithField("job", key).WithError(err).Warn("cannot note that a job is being released")
+	}
+	if err := j.Containers.Remove(ctx, key); err != nil {
+		return err // what lives must keep its network and files
+	}
+	if err := errors.Join(
+		j.Names.Remove(ctx, key),
+		j.Networks.Release(ctx, r.Network),
+		j.Cgroups.Remove(ctx, path.Join(j.settings.Cgroup, key)),
+		j.Dirs.remove(key),
+	); err != nil {
+		return err
+	}
+	return j.Journal.Delete(key)
+}
