@@ -1,0 +1,115 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// fetch asks the registry for the image, and downloads what the node lacks of it. Each job asks for itself, with
+// its own credentials: that another one may read the image gives it no right to.
+func (j *job) fetch(ctx context.Context) (_ client.Image, retErr error) {
+	of := ""
+	if j.platform != "" {
+		of = " for platform " + j.platform
+	}
+	j.log.Printf("Pulling docker image %s%s ...", j.ref, of)
+
+	registry := newRegistry(j)
+	resolved, err := registry.resolve(ctx)
+	if err != nil {
+		return nil, registry.explain(err)
+	}
+	target := resolved.desc.Digest
+
+	if f, err := j.find(ctx, target); err != nil {
+		return nil, err
+	} else if f.unpacked {
+		j.log.Printf("Image is up to date")
+		return f.image, nil
+	}
+	ctx, unlock, err := j.exclusive(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock(&retErr)
+	if f, err := j.find(ctx, target); err != nil {
+		return nil, err
+	} else if f.unpacked {
+		return f.image, nil
+	}
+
+	progress := newProgress(j)
+	stop := progress.start(ctx)
+	img, err := j.Client.Pull(ctx, j.named.String(),
+		client.WithResolver(resolved),
+		client.WithPlatformMatcher(j.matcher),
+		client.WithPullUnpack,
+		client.WithPullSnapshotter(j.snapshotter()),
+		client.WithImageHandlerWrapper(func(h images.Handler) images.Handler {
+			return progress.watch(j.checkPlatform(h))
+		}),
+	)
+	stop()
+	if err != nil {
+		return nil, registry.explain(err)
+	}
+	progress.summary()
+	return img, nil
+}
+
+// exclusive waits until no other process works on the image, and returns a context with a lease for the work.
+func (j *job) exclusive(ctx context.Context, target digest.Digest) (_ context.Context, unlock func(*error), _ error) {
+	key := strings.Join([]string{j.named.String(), target.String(), j.wanted(), j.snapshotter()}, "\n")
+	release, err := lock(ctx, j.LockDir, key, func() {
+		j.log.Printf("Waiting for another job's pull of %s ...", j.ref)
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("image %s: %w", j.ref, err)
+	}
+	ctx, done, err := j.lease(ctx)
+	if err != nil {
+		release()
+		return nil, nil, fmt.Errorf("image %s: %w", j.ref, err)
+	}
+	return ctx, func(err *error) {
+		*err = errors.Join(*err, done())
+		release()
+	}, nil
+}
+
+// checkPlatform stops a pull before it downloads the layers of an image that cannot run as the job wants it.
+func (j *job) checkPlatform(h images.Handler) images.Handler {
+	store := j.Client.ContentStore()
+	return images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		children, err := h.Handle(ctx, desc)
+		switch {
+		case images.IsIndexType(desc.MediaType) && errdefs.IsNotFound(err):
+			all := func(ocispec.Descriptor) bool { return true }
+			if offered := platformsOf(ctx, store, desc, all); len(offered) > 0 {
+				return nil, wrongPlatform{offered}
+			}
+		case images.IsConfigType(desc.MediaType) && err == nil:
+			config, err := readConfig(ctx, store, desc)
+			if err != nil {
+				return nil, err
+			}
+			if !runs(j.matcher, config.Platform) {
+				return nil, wrongPlatform{[]string{formatPlatform(config.Platform)}}
+			}
+		}
+		return children, err
+	})
+}
+
+// wrongPlatform says for which platforms an image is, none of them the wanted one.
+type wrongPlatform struct{ offered []string }
+
+func (w wrongPlatform) Error() string { return "image is for " + strings.Join(w.offered, ", ") }
