@@ -47,6 +47,7 @@ type Supervisor struct {
 	log     *logrus.Entry
 	leave   context.CancelFunc
 	kept    chan struct{} // closed when nobody restarts the program any more
+	adopted bool
 
 	mu      sync.Mutex
 	process *process
@@ -76,12 +77,16 @@ func (s *Supervisor) Start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start %s: %w", s.program.Name, err)
 	}
+	s.adopted = p.watch != nil
 	s.set(p)
 	keep, leave := context.WithCancel(context.WithoutCancel(ctx))
 	s.leave, s.kept = leave, make(chan struct{})
 	go s.keep(keep, p)
 	return nil
 }
+
+// Adopted tells whether Start found the program running.
+func (s *Supervisor) Adopted() bool { return s.adopted }
 
 // PID of the process that runs now, or ran last.
 func (s *Supervisor) PID() int {

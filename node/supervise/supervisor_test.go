@@ -301,7 +301,7 @@ func TestAdoption(t *testing.T) {
 		t.Fatal("the program died with its supervisor")
 	}
 	s, l := start(t, p)
-	if s.PID() != first.PID {
+	if s.PID() != first.PID || !s.Adopted() {
 		t.Fatalf("%d was started beside %d", s.PID(), first.PID)
 	}
 	if strings.Contains(l.String(), "another binary") {
