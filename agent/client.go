@@ -56,7 +56,7 @@ func Connect(ctx context.Context, pid int) (*Agent, error) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(past) })
 	var h hello
 	err = a.receive(&h)
-	if !stop() && err == nil {
+	if !stop() {
 		err = context.Cause(ctx)
 	}
 	if err != nil {

@@ -25,9 +25,9 @@ var (
 
 // Serve is the agent: it runs until the container ends.
 func Serve() error {
-	// The container ends by SIGKILL. A SIGTERM that a job sends to its own
-	// process group, or a SIGHUP of a terminal, is not for the agent.
-	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	// The container ends by SIGKILL; other signals are not for the agent. They
+	// are caught, not ignored, since scripts would inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 	a := &server{reaper: newReaper()}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
