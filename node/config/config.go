@@ -37,7 +37,8 @@ type Config struct {
 type Runtime struct {
 	// Managed means that berthd runs a containerd of its own.
 	Managed bool `toml:"managed"`
-	// Path is the directory with the programs of a managed runtime. What is
+	// Path is the directory with the programs of a managed runtime, by
+	// default libexec/berth beside the directory of berthd itself. What is
 	// not there is looked for on the PATH.
 	Path string `toml:"path"`
 	// Address of the host's containerd, when not managed.
@@ -84,7 +85,6 @@ func settings() *Config {
 		LogLevel: "info",
 		Runtime: Runtime{
 			Managed:     true,
-			Path:        "/usr/libexec/berth",
 			Namespace:   "moby",
 			Snapshotter: "overlayfs",
 		},
@@ -106,6 +106,11 @@ func settings() *Config {
 func (c *Config) complete() {
 	if c.Socket == "" {
 		c.Socket = filepath.Join(c.State, "berthd.sock")
+	}
+	if c.Runtime.Path == "" {
+		if self, err := os.Executable(); err == nil {
+			c.Runtime.Path = filepath.Join(filepath.Dir(self), "../libexec/berth")
+		}
 	}
 	if !c.Runtime.Managed && c.Runtime.Address == "" {
 		c.Runtime.Address = HostContainerd

@@ -30,8 +30,8 @@ func TestEmptyFileIsDefault(t *testing.T) {
 	if diff := cmp.Diff(Default(), c, equal); diff != "" {
 		t.Errorf("(-default +empty file)\n%s", diff)
 	}
-	if c.Socket != "/run/berth/berthd.sock" {
-		t.Errorf("socket %q", c.Socket)
+	if c.Socket != "/run/berth/berthd.sock" || !strings.HasSuffix(c.Runtime.Path, "/libexec/berth") {
+		t.Errorf("socket %q, path %q", c.Socket, c.Runtime.Path)
 	}
 }
 
