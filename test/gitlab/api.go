@@ -138,10 +138,10 @@ func (s *Server) updateJob(w http.ResponseWriter, r *http.Request, j *Job) {
 		refuse(w, http.StatusForbidden)
 		return
 	}
+	j.setStatus(w.Header()) // as it was: the runner need not be told its own news
 	if req.State == Success || req.State == Failed {
 		j.finish(req.State, req.FailureReason, req.ExitCode)
 	}
-	j.setStatus(w.Header())
 	reply(w, http.StatusOK, "200")
 }
 

@@ -56,7 +56,7 @@ func (s *Server) uploadArtifacts(w http.ResponseWriter, r *http.Request, j *Job)
 			return
 		}
 		s.mu.Lock()
-		j.artifacts[cmp.Or(r.FormValue("artifact_type"), "archive")] = a
+		j.artifacts[cmp.Or(r.URL.Query().Get("artifact_type"), "archive")] = a
 		s.mu.Unlock()
 		reply(w, http.StatusCreated, map[string]string{"message": "201 Created"})
 		return

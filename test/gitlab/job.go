@@ -256,3 +256,6 @@ func get[T any](j *Job, value func() T) T {
 	defer j.srv.mu.Unlock()
 	return value()
 }
+
+// AllowedToFail reports whether the pipeline succeeds without the job.
+func (j *Job) AllowedToFail() bool { return j.spec.AllowFailure }

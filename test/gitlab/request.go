@@ -10,7 +10,9 @@ import (
 // payload is what the runner that asked gets. s.mu is held.
 func (j *Job) payload(runnerTags []string) Payload {
 	spec, project := j.spec, j.spec.Project
-	variables := append(j.predefined(runnerTags), spec.Variables...)
+	project.mu.Lock()
+	variables := slices.Concat(j.predefined(runnerTags), spec.Variables, project.variables)
+	project.mu.Unlock()
 	protected := j.protected()
 	p := Payload{
 		ID:            j.ID,

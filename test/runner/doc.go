@@ -5,6 +5,6 @@
 // at hand, with the same config.toml and the same server.
 //
 // It is no runner for daily use: it registers nothing, resolves no secrets and
-// has one shell, bash. Process starts it, or the real one, as a subprocess, so
-// that executors find a gitlab-runner in their parent's /proc/PID/exe.
+// has one shell, bash. Start runs it, or the real one, as a subprocess, so that
+// executors find a gitlab-runner in their parent's /proc/PID/exe.
 package runner

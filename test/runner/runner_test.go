@@ -2,9 +2,12 @@ package runner_test
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -251,4 +254,104 @@ func TestTimeout(t *testing.T) {
 	require.Contains(t, j.Log(), "\nstarted\n")
 	require.NotContains(t, j.Log(), "not reached")
 	require.Less(t, j.Duration(), 20*time.Second)
+}
+
+// TestExitCodes is the contract for the exit codes of each call.
+func TestExitCodes(t *testing.T) {
+	for name, tc := range map[string]struct {
+		call, script string
+		reason       string
+		exitCode     int
+		calls        string
+	}{
+		"prepare: job's failure":  {"prepare", "exit $BUILD_FAILURE_EXIT_CODE", "script_failure", 1, "config prepare cleanup "},
+		"prepare: system failure": {"prepare", "exit $SYSTEM_FAILURE_EXIT_CODE", "runner_system_failure", 0, strings.Repeat("config prepare cleanup ", 3)},
+		"config: no JSON":         {"config", "echo what", "runner_system_failure", 0, strings.Repeat("config cleanup ", 3)},
+		"run: job's failure":      {"run", "exit $BUILD_FAILURE_EXIT_CODE", "script_failure", 1, "config prepare run cleanup "},
+		"run: unknown exit code":  {"run", "exit 9", "runner_system_failure", 0, "config prepare run cleanup "},
+		"script: job's failure":   {"build_script", "echo 42 >$BUILD_EXIT_CODE_FILE; exit 1", "script_failure", 42, "config prepare run run run run cleanup "},
+		"script: no exit code":    {"build_script", "exit 1", "script_failure", 1, "config prepare run run run run cleanup "},
+		"script: bad exit code":   {"build_script", "echo x >$BUILD_EXIT_CODE_FILE; exit 1", "runner_system_failure", 0, "config prepare run run run run cleanup "},
+		"script: system failure":  {"build_script", "exit 2", "runner_system_failure", 0, "config prepare run run run run cleanup "},
+		"cleanup":                 {"cleanup", "exit 2", "", 0, "config prepare run run run run cleanup "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			file, calls := filepath.Join(dir, "executor"), filepath.Join(dir, "calls")
+			text := "#!/bin/bash\nprintf '%s ' $1 >>" + calls + "\n[ \"${3:-$1}\" != " + tc.call + " ] && [ $1 != " + tc.call + " ] || { " + tc.script + "; }\n" +
+				`[ $1 != config ] || echo '{"builds_dir":"` + dir + `/b","cache_dir":"` + dir + `/c"}'` + "\n[ $1 != run ] || exec bash $2\n"
+			require.NoError(t, os.WriteFile(file, []byte(text), 0o755))
+			b := newBench(t, nil, func(r *runner.Runner) {
+				r.Custom = runner.Custom{
+					ConfigExec: file, ConfigArgs: []string{"config"}, PrepareExec: file, PrepareArgs: []string{"prepare"},
+					RunExec: file, RunArgs: []string{"run"}, CleanupExec: file, CleanupArgs: []string{"cleanup"},
+				}
+			})
+			j, state := b.run(t, gitlab.JobSpec{Script: []string{"true"}})
+			if tc.reason == "" {
+				require.Equal(t, gitlab.Success, state)
+			} else {
+				require.Equal(t, gitlab.Failed, state)
+			}
+			require.Equal(t, tc.reason, j.FailureReason())
+			require.Equal(t, tc.exitCode, j.ExitCode())
+			made, err := os.ReadFile(calls)
+			require.NoError(t, err)
+			require.Equal(t, tc.calls, string(made))
+		})
+	}
+}
+
+// TestStubborn has a script that ignores SIGTERM: it is killed, with all that
+// it started, when its time to end in peace is over.
+func TestStubborn(t *testing.T) {
+	b := newBench(t, nil, func(r *runner.Runner) { r.Custom.GracefulKillTimeout = 1 })
+	pid := filepath.Join(t.TempDir(), "pid")
+	j, state := b.run(t, gitlab.JobSpec{
+		Script:  []string{"trap '' TERM; echo $BASHPID >" + pid + "; while :; do sleep 0.1; done"},
+		Timeout: 2 * time.Second,
+	})
+	require.Equal(t, gitlab.Failed, state)
+	require.Equal(t, "job_execution_timeout", j.FailureReason())
+	text, err := os.ReadFile(pid)
+	require.NoError(t, err)
+	// Gone, or dead and not yet reaped by whoever inherited it.
+	stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(text)) + "/stat")
+	require.True(t, errors.Is(err, os.ErrNotExist) || strings.Contains(string(stat), ") Z "), string(stat))
+}
+
+func TestLFSAndSubmodules(t *testing.T) {
+	b := newBench(t, nil)
+	sub, err := b.AddProject("group/deep/sub", fstest.MapFS{"file": {Data: []byte("from below\n")}})
+	require.NoError(t, err)
+	pointer, err := b.project.AddLFS([]byte("large content\n"))
+	require.NoError(t, err)
+	_, err = b.project.Commit(gitlab.DefaultBranch, fstest.MapFS{
+		".gitattributes": {Data: []byte("*.bin filter=lfs diff=lfs merge=lfs -text\n")},
+		"large.bin":      {Data: pointer},
+	})
+	require.NoError(t, err)
+	require.NoError(t, b.project.AddSubmodule("below", sub))
+	if exec.Command("git", "lfs", "version").Run() != nil {
+		t.Skip("git-lfs is not installed")
+	}
+	home := t.TempDir()
+	t.Setenv("HOME", home)
+	j, state := b.run(t, gitlab.JobSpec{
+		Variables: []gitlab.Variable{{Key: "GIT_SUBMODULE_STRATEGY", Value: "recursive"}},
+		Hooks:     []gitlab.Hook{{Name: "pre_get_sources_script", Script: []string{"export HOME=" + home, "git lfs install"}}},
+		Script:    []string{"cat large.bin below/file"},
+	})
+	require.Equal(t, gitlab.Success, state, j.Log())
+	require.Contains(t, j.Log(), "large content\nfrom below\n")
+}
+
+func TestLargeLog(t *testing.T) {
+	b := newBench(t, nil, func(r *runner.Runner) { r.OutputLimit = 1024 })
+	j, state := b.run(t, gitlab.JobSpec{Script: []string{"seq -f %0100.0f 20000", "echo the end"}})
+	require.Equal(t, gitlab.Success, state)
+	require.Contains(t, j.Log(), "exceeded limit")
+	require.Greater(t, len(j.Log()), 500_000)
+	require.Less(t, len(j.Log()), 1<<21)
 }

@@ -16,6 +16,11 @@ func Program(ctx context.Context, dir string) (string, error) {
 	if program := os.Getenv("GITLAB_RUNNER"); program != "" {
 		return filepath.Abs(program)
 	}
+	return Build(ctx, dir)
+}
+
+// Build builds the stand-in into dir.
+func Build(ctx context.Context, dir string) (string, error) {
 	program := filepath.Join(dir, "runner")
 	cmd := exec.CommandContext(ctx, "go", "build", "-o", program, "gitlab.com/berth-ci/berth/test/cmd/runner")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -23,7 +23,7 @@ func main() {
 		SilenceErrors: true,
 	}
 	root.AddCommand(
-		serveCommand(), execCommand(),
+		serveCommand(), execCommand(), pipelineCommand(),
 		cacheArchiverCommand(), cacheExtractorCommand(), cacheInitCommand(),
 		artifactsUploaderCommand(), artifactsDownloaderCommand(),
 	)

@@ -31,7 +31,8 @@ type Settings struct {
 	FetchFlags       []string
 	SkipLFS          bool
 	Trace            bool
-	CacheTimeout     int // minutes
+	Debug            bool // Trace, or the logs of services
+	CacheTimeout     int  // minutes
 	SourcesAttempts  int
 	CacheAttempts    int
 	DownloadAttempts int
@@ -95,6 +96,7 @@ func (j *Job) Settings() Settings {
 	s.FetchFlags = fields("GIT_FETCH_EXTRA_FLAGS", "--prune", "--quiet")
 	s.SkipLFS = parseBool(j.Value("GIT_LFS_SKIP_SMUDGE"), false)
 	s.Trace = parseBool(j.Value("CI_DEBUG_TRACE"), false)
+	s.Debug = s.Trace || parseBool(j.Value("CI_DEBUG_SERVICES"), false)
 	s.CacheTimeout = number("CACHE_REQUEST_TIMEOUT", 10)
 	s.SourcesAttempts = attempts("GET_SOURCES_ATTEMPTS")
 	s.CacheAttempts = attempts("RESTORE_CACHE_ATTEMPTS")

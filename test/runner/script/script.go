@@ -180,6 +180,9 @@ func (s Writer) changeOwner(w *writer, dirs ...string) {
 		for _, dir := range dirs {
 			w.ifThen(fmt.Sprintf("[ -d %q ]", dir), func() {
 				w.linef(`chown -R "$(stat -c '%%u:%%g' '%s')" '%s'`, file, dir)
+				if s.Job.Settings().Debug {
+					w.linef(`echo "Setting ownership for %s to $(stat -c '%%u:%%g' '%s')"`, dir, file)
+				}
 			}, nil)
 		}
 	}, nil)
