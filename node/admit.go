@@ -132,10 +132,11 @@ func (j *Jobs) furnish(ctx context.Context, e *job, grant *executor.Grant, reque
 	}
 
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return j.Containers.Hold(ctx, e.key) })
-	group.Go(func() error { return j.Dirs.create(dirs) })
-	group.Go(func() error { return j.Cgroups.Create(record.Admission.Cgroup, grant.Limits) })
-	group.Go(func() error {
+	start := func(f func() error) { group.Go(func() error { return j.guard(f) }) }
+	start(func() error { return j.Containers.Hold(ctx, e.key) })
+	start(func() error { return j.Dirs.create(dirs) })
+	start(func() error { return j.Cgroups.Create(record.Admission.Cgroup, grant.Limits) })
+	start(func() error {
 		for i, s := range grant.Services {
 			endpoint, err := j.Networks.Join(ctx, n, s.Aliases[0], i)
 			if err != nil {

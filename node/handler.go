@@ -2,13 +2,11 @@ package node
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"runtime/debug"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -26,9 +24,9 @@ const (
 
 // handler serves the calls of package api's client.
 type handler struct {
-	jobs    *Jobs
-	version func(context.Context) (*api.Version, error)
-	log     *logrus.Entry
+	jobs  *Jobs
+	about api.Version
+	log   *logrus.Entry
 }
 
 func (h *handler) routes() http.Handler {
@@ -40,7 +38,7 @@ func (h *handler) routes() http.Handler {
 		"GET /v1/jobs":                h.list,
 		"GET /v1/jobs/watch":          h.watch,
 		"GET /v1/jobs/{job}":          h.admission,
-		"GET /v1/version":             h.about,
+		"GET /v1/version":             h.version,
 		"/":                           h.unknown,
 	} {
 		mux.Handle(pattern, h.guard(serve))
@@ -53,16 +51,10 @@ func (h *handler) guard(serve func(*reply, *http.Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		log := h.log.WithField("call", r.Method+" "+r.URL.Path)
 		to := &reply{ResponseWriter: w}
-		err := func() (err error) {
-			defer func() {
-				if p := recover(); p != nil {
-					log.Errorf("panic: %v\n%s", p, debug.Stack())
-					err = fmt.Errorf("a fault in berthd, its log says more: %v: %w", p, errdefs.ErrInternal)
-				}
-			}()
+		err := h.jobs.guard(func() error {
 			r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 			return serve(to, r)
-		}()
+		})
 		switch {
 		case err == nil:
 		case to.begun:
@@ -98,11 +90,11 @@ func (h *handler) admit(w *reply, r *http.Request) error {
 	return nil
 }
 
-func (h *handler) release(w *reply, r *http.Request) error {
+func (h *handler) release(_ *reply, r *http.Request) error {
 	return h.jobs.Release(r.Context(), r.PathValue("job"))
 }
 
-func (h *handler) outcome(w *reply, r *http.Request) error {
+func (h *handler) outcome(_ *reply, r *http.Request) error {
 	var o api.Outcome
 	if err := decode(r.Body, &o); err != nil {
 		return err
@@ -110,7 +102,7 @@ func (h *handler) outcome(w *reply, r *http.Request) error {
 	return h.jobs.Outcome(r.PathValue("job"), o)
 }
 
-func (h *handler) list(w *reply, r *http.Request) error {
+func (h *handler) list(w *reply, _ *http.Request) error {
 	w.answer(h.jobs.List())
 	return nil
 }
@@ -124,16 +116,12 @@ func (h *handler) admission(w *reply, r *http.Request) error {
 	return nil
 }
 
-func (h *handler) about(w *reply, r *http.Request) error {
-	v, err := h.version(r.Context())
-	if err != nil {
-		return err
-	}
-	w.answer(v)
+func (h *handler) version(w *reply, _ *http.Request) error {
+	w.answer(h.about)
 	return nil
 }
 
-func (h *handler) unknown(w *reply, r *http.Request) error {
+func (h *handler) unknown(_ *reply, r *http.Request) error {
 	return fmt.Errorf("this berthd has no %s %s: %w", r.Method, r.URL.Path, errdefs.ErrNotFound)
 }
 

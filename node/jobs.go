@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"regexp"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -234,6 +235,31 @@ func (j *Jobs) admitted(key string) (*job, error) {
 		return nil, fmt.Errorf("job %s has no berth, it is %s: %w", key, state, errdefs.ErrFailedPrecondition)
 	}
 	return e, nil
+}
+
+// wait waits until nothing works for the jobs any more, after the end of
+// their life.
+func (j *Jobs) wait(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() { j.attending.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for releases under way: %w", context.Cause(ctx))
+	}
+}
+
+// guard makes an error of a panic: a fault met by one job is no reason to
+// leave all others without a daemon.
+func (j *Jobs) guard(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			j.log.Errorf("panic: %v\n%s", p, debug.Stack())
+			err = fmt.Errorf("a fault in berthd, its log says more: %v: %w", p, errdefs.ErrInternal)
+		}
+	}()
+	return f()
 }
 
 // profile finds a profile by its name.

@@ -1,10 +1,226 @@
 package node
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	stdlog "log"
+	"net"
+	"net/http"
+	"slices"
+	"time"
 
+	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
+	"github.com/sirupsen/logrus"
+
+	"gitlab.com/berth-ci/berth/node/api"
+	"gitlab.com/berth-ci/berth/node/cgroup"
+	"gitlab.com/berth-ci/berth/node/config"
+	"gitlab.com/berth-ci/berth/node/journal"
+	"gitlab.com/berth-ci/berth/node/network"
+	"gitlab.com/berth-ci/berth/node/runtime"
+)
+
+const (
+	// shutdownTimeout is how long calls and releases under way may take when
+	// berthd ends. What is cut off is done again at the next start.
+	shutdownTimeout = 15 * time.Second
+	// tendInterval is how often it is looked for what should not be there.
+	tendInterval = time.Minute
 )
 
 // errShutdown ends what waits when berthd ends.
 var errShutdown = fmt.Errorf("berthd is being stopped or restarted: %w", errdefs.ErrUnavailable)
+
+// daemon is a berthd with all it has open.
+type daemon struct {
+	config  *config.Config
+	version string
+	log     *logrus.Entry
+	// closers are called in reverse.
+	closers []func(context.Context) error
+
+	listener net.Listener
+	journal  *journal.Journal
+	records  []journal.Record
+	runtime  *runtime.Runtime
+	client   *containerd.Client
+	networks *network.Pool
+	jobs     *Jobs
+}
+
+// Run is berthd: it serves until ctx ends, and leaves the jobs running.
+func Run(ctx context.Context, c *config.Config, version string, log *logrus.Entry) (err error) {
+	d := &daemon{config: c, version: version, log: log}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+		defer cancel()
+		for _, closeOne := range slices.Backward(d.closers) {
+			err = errors.Join(err, closeOne(ctx))
+		}
+	}()
+	if err := d.openFiles(); err != nil {
+		return err
+	}
+	if err := d.startRuntime(ctx); err != nil {
+		return err
+	}
+	if err := d.openNetworks(ctx); err != nil {
+		return err
+	}
+	return d.serve(ctx)
+}
+
+func (d *daemon) onClose(f func(context.Context) error) { d.closers = append(d.closers, f) }
+
+// openFiles takes the directories, the socket and the journal. Calls on the
+// socket wait until all is ready.
+func (d *daemon) openFiles() error {
+	for _, dir := range []string{d.config.Root, d.config.State} {
+		unlock, err := lock(dir)
+		if err != nil {
+			return err
+		}
+		d.onClose(func(context.Context) error { return unlock() })
+	}
+	gid, err := groupID(d.config.Group)
+	if err != nil {
+		return err
+	}
+	if d.listener, err = listen(d.config.Socket, gid); err != nil {
+		return err
+	}
+	d.onClose(func(context.Context) error { return closeSocket(d.listener, d.config.Socket) })
+	d.runtime = runtime.New(d.config, gid, d.log)
+
+	var moved string
+	if d.journal, moved, err = journal.Open(journalFile(d.config)); err != nil {
+		return err
+	}
+	d.onClose(func(context.Context) error { return d.journal.Close() })
+	if moved != "" {
+		d.log.Errorf("the journal was damaged; it is kept as %s, and every job that was on the node is ended and cleaned up", moved)
+	}
+	d.records, err = d.journal.Records()
+	return err
+}
+
+func (d *daemon) startRuntime(ctx context.Context) (err error) {
+	if err := d.runtime.Start(ctx); err != nil {
+		return err
+	}
+	d.onClose(func(ctx context.Context) error {
+		if d.jobs != nil && len(d.jobs.List()) == 0 {
+			return d.runtime.Stop(ctx)
+		}
+		d.runtime.Leave()
+		return nil
+	})
+	at := d.runtime.Containerd()
+	if d.client, err = containerd.New(at.Address, containerd.WithDefaultNamespace(at.Namespace)); err != nil {
+		return fmt.Errorf("connect to containerd: %w", err)
+	}
+	d.onClose(func(context.Context) error { return d.client.Close() })
+	return nil
+}
+
+func (d *daemon) openNetworks(ctx context.Context) (err error) {
+	n := d.config.Network
+	c := network.Config{
+		Instance: n.Instance, Subnet: n.Subnet, Uplinks: n.Uplinks, Pool: n.Pool, MTU: n.MTU,
+		Dir: netnsDir(d.config), Egress: map[string]network.Egress{},
+	}
+	for name, p := range d.config.Profiles {
+		c.Egress[name] = network.Egress(p.Egress)
+	}
+	if d.networks, err = network.Open(ctx, c, d.log); err != nil {
+		return err
+	}
+	d.onClose(d.networks.Close)
+	return nil
+}
+
+// serve takes over the jobs of an earlier berthd and answers calls.
+func (d *daemon) serve(ctx context.Context) error {
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	alive, dead := survivors(d.records, boot)
+	if err := d.networks.Adopt(ctx, networksOf(alive)); err != nil {
+		return err
+	}
+	cgroups, err := cgroup.Host()
+	if err != nil {
+		return err
+	}
+	store, err := openDirs(d.config.Root)
+	if err != nil {
+		return err
+	}
+	life, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	d.jobs = newJobs(life, Settings{
+		Profiles:     d.config.Profiles,
+		Containerd:   d.runtime.Containerd(),
+		Cgroup:       d.config.Limits.Cgroup,
+		Registries:   d.config.Registries.HostsDir,
+		DockerConfig: d.config.Registries.DockerConfig,
+		Boot:         boot,
+	}, d.log, Parts{
+		Journal: d.journal, Dirs: store, Cgroups: cgroups, Containers: runtimeContainers{d.client},
+		Networks: d.networks, Names: noNames{},
+	})
+	d.onClose(func(ctx context.Context) error { end(errShutdown); return d.jobs.wait(ctx) })
+	d.jobs.Replay(ctx, alive, dead)
+	d.jobs.attending.Go(func() { d.tend(life) })
+	go store.empty(life, d.log)
+
+	h := &handler{jobs: d.jobs, log: d.log, about: api.Version{
+		Berthd: d.version, Containerd: d.runtime.Version(), Root: d.config.Root,
+	}}
+	complaints := d.log.WriterLevel(logrus.WarnLevel)
+	defer complaints.Close()
+	server := &http.Server{
+		Handler:           h.routes(),
+		BaseContext:       func(net.Listener) context.Context { return life },
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          stdlog.New(complaints, "", 0),
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(d.listener) }()
+	d.log.WithFields(logrus.Fields{"socket": d.config.Socket, "jobs": len(alive)}).Info("berthd serves")
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	}
+	d.log.Info("berthd stops; jobs go on")
+	end(errShutdown)
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	if err := server.Shutdown(closing); err != nil {
+		return fmt.Errorf("end calls under way: %w", err)
+	}
+	return nil
+}
+
+// tend puts right what went wrong unseen, until ctx ends.
+func (d *daemon) tend(ctx context.Context) {
+	tick := time.NewTicker(tendInterval)
+	defer tick.Stop()
+	for {
+		if err := d.jobs.Sweep(ctx); err != nil && ctx.Err() == nil {
+			d.log.WithError(err).Warn("cannot look for leftovers")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		// Docker, when it starts, forbids what it does not know of.
+		if err := d.networks.AllowForwarding(); err != nil {
+			d.log.WithError(err).Warn("cannot see to it that jobs reach the outside")
+		}
+	}
+}

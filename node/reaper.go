@@ -4,15 +4,11 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"time"
 
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/journal"
 	"gitlab.com/berth-ci/berth/node/network"
 )
-
-// sweepInterval is how often leftovers are looked for.
-const sweepInterval = time.Minute
 
 // survivors tells the jobs of an earlier berthd that still have a runner from
 // those that are to be released.
@@ -91,20 +87,4 @@ func (j *Jobs) Sweep(ctx context.Context) error {
 		j.release(e, "")
 	}
 	return errors.Join(err1, err2, err3)
-}
-
-// reap sweeps until ctx ends.
-func (j *Jobs) reap(ctx context.Context) {
-	tick := time.NewTicker(sweepInterval)
-	defer tick.Stop()
-	for {
-		if err := j.Sweep(ctx); err != nil && ctx.Err() == nil {
-			j.log.WithError(err).Warn("cannot look for leftovers")
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
 }

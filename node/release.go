@@ -78,7 +78,8 @@ func (j *Jobs) release(e *job, reason string) *attempt {
 		if reason != "" {
 			log = log.WithField("reason", reason)
 		}
-		if a.err = j.finish(ctx, e, reason); a.err == nil {
+		a.err = j.guard(func() error { return j.finish(ctx, e, reason) })
+		if a.err == nil {
 			log.Info("released a job")
 			return
 		}

@@ -6,9 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"os/user"
 	"path/filepath"
-	"strconv"
 
 	"github.com/containerd/errdefs"
 )
@@ -19,7 +17,7 @@ const socketMode = 0o660
 // listen makes berthd's socket. It is bound where nobody else can reach it
 // and moved into its place with mode and group set, so there is no moment in
 // which others can connect; what a dead berthd left there is replaced.
-func listen(path, group string) (_ net.Listener, err error) {
+func listen(path string, gid int) (_ net.Listener, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("listen on %s: %w", path, err)
@@ -31,16 +29,6 @@ func listen(path, group string) (_ net.Listener, err error) {
 	}
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
 		return nil, fmt.Errorf("there is a file that is no socket: %w", errdefs.ErrAlreadyExists)
-	}
-	gid := 0
-	if group != "" {
-		g, err := user.LookupGroup(group)
-		if err != nil {
-			return nil, err
-		}
-		if gid, err = strconv.Atoi(g.Gid); err != nil {
-			return nil, fmt.Errorf("group %s: gid %q", group, g.Gid)
-		}
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
@@ -67,4 +55,16 @@ func listen(path, group string) (_ net.Listener, err error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
+}
+
+// closeSocket leaves no socket that nobody listens on.
+func closeSocket(l net.Listener, path string) error {
+	err := os.Remove(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if closeErr := l.Close(); !errors.Is(closeErr, net.ErrClosed) { // the server closes it, too
+		err = errors.Join(err, closeErr)
+	}
+	return err
 }

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+
+	"gitlab.com/berth-ci/berth/node"
+	"gitlab.com/berth-ci/berth/node/config"
+)
+
+func rootCommand() *cobra.Command {
+	var (
+		file  string
+		check bool
+	)
+	root := &cobra.Command{
+		Use:   "berthd",
+		Short: "Give CI jobs their berths on this node",
+		Long: `berthd is the daemon of a node that runs CI jobs with Berth. It admits jobs,
+makes their networks, cgroups and directories, keeps a containerd running, and
+cleans up after them. Jobs go on while it is stopped, upgraded or killed.
+
+An empty configuration is fine; every key is explained in berthd.toml.example.`,
+		Args:          cobra.NoArgs,
+		Version:       version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := config.Load(file)
+			if errors.Is(err, fs.ErrNotExist) && !cmd.Flags().Changed("config") {
+				c, err = config.Default(), nil
+			}
+			if err != nil {
+				return err
+			}
+			if check {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s is fine: %d profiles, root %s, socket %s\n", file, len(c.Profiles), c.Root, c.Socket)
+				return nil
+			}
+			log, err := logger(c.LogLevel)
+			if err != nil {
+				return err
+			}
+			return node.Run(cmd.Context(), c, version, log)
+		},
+	}
+	root.Flags().StringVar(&file, "config", config.DefaultPath, "configuration file; the default one need not exist")
+	root.Flags().BoolVar(&check, "check", false, "check the configuration and start nothing")
+	return root
+}
+
+func logger(level string) (*logrus.Entry, error) {
+	l := logrus.New()
+	parsed, err := logrus.ParseLevel(level)
+	if err != nil {
+		return nil, err
+	}
+	l.SetLevel(parsed)
+	return logrus.NewEntry(l), nil
+}
