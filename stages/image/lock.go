@@ -29,7 +29,7 @@ func lock(ctx context.Context, dir, key string, waiting func()) (release func(),
 			held, err = l.TryLockContext(ctx, 50*time.Millisecond)
 		}
 		if err == nil && held && current(l) {
-			// Remove before unlocking: whoever waits on the removed file sees that it is not current.
+			// Remove before unlocking: whoever opened the file before that sees that it is not current.
 			return func() { _ = os.Remove(path); _ = l.Close() }, nil
 		}
 		_ = l.Close()

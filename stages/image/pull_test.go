@@ -248,7 +248,7 @@ func TestRegistryDown(t *testing.T) {
 func TestRegistryInTrouble(t *testing.T) {
 	f := newFixture(t)
 	for status, part := range map[int]string{503: "try again later", 429: "limits the rate"} {
-		f.registry.before = func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(status); return true }
+		f.registry.set(rules{before: func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(status); return true }})
 		_, err := f.pull("image:1", Request{})
 		f.fails(err, errdefs.ErrUnavailable, fmt.Sprint(status), part)
 	}
@@ -284,8 +284,7 @@ func TestCredentials(t *testing.T) {
 	for _, bearer := range []bool{false, true} {
 		t.Run(fmt.Sprintf("bearer=%t", bearer), func(t *testing.T) {
 			f := newFixture(t)
-			f.registry.bearer = bearer
-			f.registry.password = func(user string) string { return "right-of-" + user }
+			f.registry.set(rules{bearer: bearer, password: func(user string) string { return "right-of-" + user }})
 			f.registry.put(t, "group/image:1", randomImage(t, ""))
 			right := Source{Name: "job payload", Logins: []Login{{f.registry.host, "job", "right-of-job"}}}
 			wrong := Source{Name: "DOCKER_AUTH_CONFIG", Config: auths(map[string]string{f.registry.host + "/group": "u"})}
@@ -323,7 +322,7 @@ func refusal(err error) bool { return errdefs.IsUnauthorized(err) || errdefs.IsP
 
 func TestNoCredentials(t *testing.T) {
 	f := newFixture(t)
-	f.registry.password = func(string) string { return "right" }
+	f.registry.set(rules{password: func(string) string { return "right" }})
 	f.registry.put(t, "image:1", randomImage(t, ""))
 	_, err := f.pull("image:1", Request{Keychain: NewKeychain(
 		Source{Name: "DOCKER_AUTH_CONFIG", Config: []byte(`{"credsStore": "evil"}`)})})
@@ -346,13 +345,13 @@ func TestSignedURLIsNotTold(t *testing.T) {
 	f.registry.put(t, "image:1", randomImage(t, ""))
 	down := httptest.NewServer(nil)
 	down.Close()
-	f.registry.before = func(w http.ResponseWriter, r *http.Request) bool {
+	f.registry.set(rules{before: func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.Contains(r.URL.Path, "/blobs/") {
 			return false
 		}
 		http.Redirect(w, r, down.URL+"/blob?X-Signature=hunter2", http.StatusTemporaryRedirect)
 		return true
-	}
+	}})
 	_, err := f.pull("image:1", Request{})
 	f.fails(err, errdefs.ErrUnavailable, down.URL+"/blob")
 	if strings.Contains(fmt.Sprint(err), "hunter2") {
@@ -481,14 +480,14 @@ func TestProgress(t *testing.T) {
 	f := newFixture(t)
 	f.puller.interval = 10 * time.Millisecond
 	f.registry.put(t, "image:1", randomImage(t, ""))
-	f.registry.before = func(_ http.ResponseWriter, r *http.Request) bool {
+	f.registry.set(rules{before: func(_ http.ResponseWriter, r *http.Request) bool {
 		// Layers come once there are lines that say that they do not.
 		for r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") && f.registry.count("GET", "/blobs/") > 1 &&
 			strings.Count(f.log.String(), " of 3 layers, ") < 2 && r.Context().Err() == nil {
 			time.Sleep(time.Millisecond)
 		}
 		return false
-	}
+	}})
 	f.mustPull("image:1", Request{})
 	for _, line := range []string{
 		`(?m)^  0B of 19\dkB, 0 of 3 layers, 0B/s$`,
@@ -505,13 +504,13 @@ func TestCancel(t *testing.T) {
 	f.registry.put(t, "image:1", randomImage(t, ""))
 	plain := f.ctx
 	ctx, cancel := context.WithCancel(plain)
-	f.registry.before = func(_ http.ResponseWriter, r *http.Request) bool {
+	f.registry.set(rules{before: func(_ http.ResponseWriter, r *http.Request) bool {
 		if f.registry.count("GET", "/blobs/") > 1 {
 			cancel()
 			<-r.Context().Done()
 		}
 		return false
-	}
+	}})
 	f.ctx = ctx
 	if _, err := f.pull("image:1", Request{Policies: []Policy{Always, IfNotPresent}}); !errors.Is(err, context.Canceled) {
 		t.Errorf("error is %v, want canceled", err)
@@ -521,7 +520,8 @@ func TestCancel(t *testing.T) {
 	}
 	f.nothingLeft()
 
-	f.registry.before, f.ctx = nil, plain
+	f.registry.set(rules{})
+	f.ctx = plain
 	f.mustPull("image:1", Request{})
 }
 
@@ -530,12 +530,12 @@ func TestOnePullForManyProcesses(t *testing.T) {
 	f.registry.put(t, "image:1", randomIndex(t, runtime.GOARCH))
 	const jobs = 10
 	// The download starts when all have asked for the image.
-	f.registry.before = func(_ http.ResponseWriter, r *http.Request) bool {
+	f.registry.set(rules{before: func(_ http.ResponseWriter, r *http.Request) bool {
 		for r.Method == http.MethodGet && f.registry.count("HEAD", "/manifests/") < jobs && r.Context().Err() == nil {
 			time.Sleep(time.Millisecond)
 		}
 		return false
-	}
+	}})
 	work, err := json.Marshal(childWork{address, namespace(f.ctx), f.puller.LockDir, f.registry.host + "/image:1"})
 	if err != nil {
 		t.Fatal(err)

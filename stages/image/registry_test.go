@@ -20,8 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
-// testRegistry is a registry on loopback that counts what it is asked for. Set its fields before the first request
-// that they concern.
+// testRegistry is a registry on loopback that counts what it is asked for.
 type testRegistry struct {
 	*httptest.Server
 	host    string
@@ -29,10 +28,20 @@ type testRegistry struct {
 
 	mu     sync.Mutex
 	counts map[string]int // by method and path
+	rules  rules
+}
 
+// rules say how a registry departs from letting everybody have everything at once.
+type rules struct {
 	password func(user string) string                          // nil lets everybody in
-	bearer   bool                                              // hands out tokens, as large registries do
+	bearer   bool                                              // hand out tokens, as large registries do
 	before   func(w http.ResponseWriter, r *http.Request) bool // may answer itself, returning true
+}
+
+func (r *testRegistry) set(rules rules) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.rules = rules
 }
 
 func newTestRegistry(t *testing.T, start func(http.Handler) *httptest.Server) *testRegistry {
@@ -52,26 +61,24 @@ func (r *testRegistry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	r.mu.Lock()
 	r.counts[req.Method+" "+req.URL.Path]++
+	rules := r.rules
 	r.mu.Unlock()
-	if req.URL.Path == "/token" {
-		r.token(w, req)
-		return
+	switch {
+	case req.URL.Path == "/token":
+		rules.token(w, req)
+	case rules.password != nil && !rules.authorized(w, req, r.URL):
+	case rules.before != nil && rules.before(w, req):
+	default:
+		r.handler.ServeHTTP(w, req)
 	}
-	if r.password != nil && !r.authorized(w, req) {
-		return
-	}
-	if r.before != nil && r.before(w, req) {
-		return
-	}
-	r.handler.ServeHTTP(w, req)
 }
 
-func (r *testRegistry) authorized(w http.ResponseWriter, req *http.Request) bool {
+func (r rules) authorized(w http.ResponseWriter, req *http.Request, url string) bool {
 	if r.bearer {
 		if strings.HasPrefix(req.Header.Get("Authorization"), "Bearer token-of-") {
 			return true
 		}
-		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="test",scope="repository:x:pull"`, r.URL))
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="test",scope="repository:x:pull"`, url))
 	} else {
 		if user, password, ok := req.BasicAuth(); ok && password == r.password(user) {
 			return true
@@ -82,7 +89,7 @@ func (r *testRegistry) authorized(w http.ResponseWriter, req *http.Request) bool
 	return false
 }
 
-func (r *testRegistry) token(w http.ResponseWriter, req *http.Request) {
+func (r rules) token(w http.ResponseWriter, req *http.Request) {
 	user, password, ok := req.BasicAuth()
 	if req.Method == http.MethodPost {
 		user, password, ok = req.FormValue("username"), req.FormValue("password"), true
