@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -53,7 +54,7 @@ func (p *Pool) Join(ctx context.Context, n Network, name string, nth int) (_ End
 	}
 
 	e := Endpoint{Name: name, Netns: fmt.Sprintf("%s-%d", n.Netns, nth), Addr: add(n.Subnet.Addr(), firstEndpoint+nth)}
-	link := fmt.Sprintf("%s-%d", p.config.link(endpointLink, n.Slot), nth)
+	link := p.endpointLink(n, nth)
 	if err := namespace.Create(e.Netns, prepareNamespace); err != nil {
 		return Endpoint{}, fmt.Errorf("join endpoint %q: %w", name, err)
 	}
@@ -85,36 +86,25 @@ func (p *Pool) Join(ctx context.Context, n Network, name string, nth int) (_ End
 	return e, nil
 }
 
-// removeEndpoints finds a network's endpoints by the files of their
-// namespaces, which are made before their links.
-func (p *Pool) removeEndpoints(n Network) error {
-	files, err := filepath.Glob(n.Netns + "-*")
-	if err != nil {
-		return fmt.Errorf("list endpoints: %w", err)
+// endpoints finds a network's endpoints by the files of their namespaces,
+// which are made before their links.
+func (p *Pool) endpoints(n Network) (map[int]string, error) {
+	dir, base := filepath.Split(n.Netns)
+	files, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("list endpoints: %w", err)
 	}
-	var errs []error
-	for _, file := range files {
-		nth := strings.TrimPrefix(file, n.Netns+"-")
-		if _, err := strconv.Atoi(nth); err != nil {
-			continue
+	found := map[int]string{}
+	for _, f := range files {
+		if rest, ok := strings.CutPrefix(f.Name(), base+"-"); ok {
+			if nth, err := strconv.Atoi(rest); err == nil {
+				found[nth] = filepath.Join(dir, f.Name())
+			}
 		}
-		err := removeLink(p.config.link(endpointLink, n.Slot) + "-" + nth)
-		if err == nil {
-			err = namespace.Remove(file)
-		}
-		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	return found, nil
 }
 
-// setAlias labels a link for whoever reads `ip link`.
-func setAlias(name, alias string) error {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("find link %s: %w", name, err)
-	}
-	if err := netlink.LinkSetAlias(link, alias[:min(len(alias), 255)]); err != nil {
-		return fmt.Errorf("label link %s: %w", name, err)
-	}
-	return nil
+func (p *Pool) endpointLink(n Network, nth int) string {
+	return fmt.Sprintf("%s-%d", p.config.link(endpointLink, n.Slot), nth)
 }

@@ -75,7 +75,7 @@ func testConfig(dir string) Config {
 		Uplinks:  netip.MustParsePrefix("100.64.0.0/16"),
 		Dir:      dir,
 		Egress: map[string]Egress{
-			"open":     {Node: []string{"tcp/5000"}, Deny: []string{"203.0.113.11"}},
+			"open":     {Node: []string{"tcp/5000", "udp/9"}, Deny: []string{"203.0.113.11"}},
 			"closed":   {Allow: []string{"203.0.113.10 tcp/7"}, Default: "deny"},
 			"metadata": {Allow: []string{"169.254.169.254 tcp/7"}, Default: "deny"},
 		},
@@ -168,8 +168,9 @@ func newOutside(t testing.TB) outside {
 				return err
 			}
 		}
-		return nil
+		return awaitCarrier(t.Context(), "eth0")
 	}))
+	check(awaitCarrier(t.Context(), "out0"))
 	echo(t, o.netns, "0.0.0.0:7")
 	return o
 }

@@ -9,13 +9,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"os"
-	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
+	"golang.org/x/sync/errgroup"
 
 	"gitlab.com/berth-ci/berth/node/network/namespace"
 )
@@ -98,14 +95,35 @@ func (p *Pool) build(ctx context.Context, n Network) (err error) {
 	return awaitCarrier(ctx, p.config.link(routerLink, n.Slot), n.Uplink)
 }
 
-// destroy removes whatever exists of n.
+// destroy removes whatever exists of n. Namespaces go last: by their files the
+// endpoints are found, should it have to be done again.
 func (p *Pool) destroy(n Network) error {
-	errs := []error{p.expel(n), p.removeEndpoints(n)}
-	for _, name := range []string{n.Uplink, p.config.link(routerLink, n.Slot), n.Bridge} {
-		errs = append(errs, removeLink(name))
+	if err := p.expel(n); err != nil {
+		return err
 	}
-	errs = append(errs, namespace.Remove(n.Netns), forgetConnections(n.Address))
-	return errors.Join(errs...)
+	endpoints, err := p.endpoints(n)
+	if err != nil {
+		return err
+	}
+	links := []string{n.Uplink, p.config.link(routerLink, n.Slot), n.Bridge}
+	for nth := range endpoints {
+		links = append(links, p.endpointLink(n, nth))
+	}
+	// The kernel takes some 20 ms for each link, most of them waiting.
+	var g errgroup.Group
+	for _, name := range links {
+		g.Go(func() error { return removeLink(name) })
+	}
+	g.Go(func() error { return forgetConnections(n.Address) })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for _, file := range endpoints {
+		if err := namespace.Remove(file); err != nil {
+			return err
+		}
+	}
+	return namespace.Remove(n.Netns)
 }
 
 // prepareNamespace is called in a new namespace before it has any links.
@@ -123,139 +141,4 @@ func prepareNamespace() error {
 		return err
 	}
 	return setUp("lo")
-}
-
-// addLink makes a link on the node, without IPv6, and sets it up.
-func addLink(link netlink.Link) error {
-	name := link.Attrs().Name
-	if err := netlink.LinkAdd(link); err != nil {
-		return fmt.Errorf("add link %s: %w", name, err)
-	}
-	if err := noIPv6(name); err != nil {
-		return err
-	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set link %s up: %w", name, err)
-	}
-	return nil
-}
-
-// addVeth joins a link on the node, a port of the bridge if one is given, to
-// a new link in the namespace.
-func (p *Pool) addVeth(name string, bridge int, netns, peer string) error {
-	ns, err := os.Open(netns)
-	if err != nil {
-		return fmt.Errorf("open namespace: %w", err)
-	}
-	defer ns.Close()
-	return addLink(&netlink.Veth{
-		LinkAttrs:     netlink.LinkAttrs{Name: name, MTU: p.config.MTU, MasterIndex: bridge},
-		PeerName:      peer,
-		PeerNamespace: netlink.NsFd(ns.Fd()),
-	})
-}
-
-func removeLink(name string) error {
-	link, err := netlink.LinkByName(name)
-	if err == nil {
-		err = netlink.LinkDel(link)
-	}
-	if err != nil && !errors.As(err, new(netlink.LinkNotFoundError)) && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove link %s: %w", name, err)
-	}
-	return nil
-}
-
-// setAddr gives a link of the calling thread's namespace its address and sets
-// it up.
-func setAddr(name string, addr netip.Prefix) error {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("find link %s: %w", name, err)
-	}
-	if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet(addr)}); err != nil {
-		return fmt.Errorf("add address %s to %s: %w", addr, name, err)
-	}
-	return setUp(name)
-}
-
-func setUp(name string) error {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("find link %s: %w", name, err)
-	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set link %s up: %w", name, err)
-	}
-	return nil
-}
-
-// awaitCarrier waits until links that are up carry packets. The kernel takes
-// note of a carrier with a delay, and what is sent before is lost: a first
-// connection would hang for a second.
-func awaitCarrier(ctx context.Context, names ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	for _, name := range names {
-		for {
-			link, err := netlink.LinkByName(name)
-			if err != nil {
-				return fmt.Errorf("find link %s: %w", name, err)
-			}
-			if link.Attrs().OperState == netlink.OperUp {
-				break
-			}
-			select {
-			case <-ctx.Done():
-				return fmt.Errorf("wait for carrier of link %s: %w", name, context.Cause(ctx))
-			case <-time.After(time.Millisecond):
-			}
-		}
-	}
-	return nil
-}
-
-func addDefaultRoute(name string, via netip.Addr) error {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("find link %s: %w", name, err)
-	}
-	route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: via.AsSlice(), Flags: int(netlink.FLAG_ONLINK)}
-	if err := netlink.RouteAdd(route); err != nil {
-		return fmt.Errorf("add default route by %s: %w", name, err)
-	}
-	return nil
-}
-
-func addHostRoute(name string, addr netip.Addr) error {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("find link %s: %w", name, err)
-	}
-	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(netip.PrefixFrom(addr, 32)), Scope: netlink.SCOPE_LINK}
-	if err := netlink.RouteAdd(route); err != nil {
-		return fmt.Errorf("add route to %s by %s: %w", addr, name, err)
-	}
-	return nil
-}
-
-// forgetConnections makes the node's connection tracking forget a job, so
-// that the next owner of its address does not inherit what it had open.
-func forgetConnections(addr netip.Addr) error {
-	var filters []netlink.CustomConntrackFilter
-	for _, side := range []netlink.ConntrackFilterType{netlink.ConntrackOrigSrcIP, netlink.ConntrackOrigDstIP} {
-		f := &netlink.ConntrackFilter{}
-		if err := f.AddIP(side, addr.AsSlice()); err != nil {
-			return fmt.Errorf("forget connections of %s: %w", addr, err)
-		}
-		filters = append(filters, f)
-	}
-	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.FAMILY_V4, filters...); err != nil {
-		return fmt.Errorf("forget connections of %s: %w", addr, err)
-	}
-	return nil
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

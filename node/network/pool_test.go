@@ -135,7 +135,7 @@ func TestAdoptAfterKill(t *testing.T) {
 		names = append(names, l.Attrs().Name)
 	}
 	slices.Sort(names)
-	if want := []string{kept.Bridge, kept.Uplink, "bvt-1", "lo", "out0"}; !slices.Equal(names, want) {
+	if want := []string{kept.Bridge, kept.Uplink, p.config.link(routerLink, kept.Slot), "lo", "out0"}; !slices.Equal(names, want) {
 		t.Errorf("links %v, expected %v", names, want)
 	}
 	if _, err := call(kept.Netns, "203.0.113.10:7"); err != nil {

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"text/template"
 
 	"github.com/google/nftables"
@@ -41,6 +42,7 @@ var (
 func nft(ctx context.Context, rules string) error {
 	cmd := exec.CommandContext(ctx, "nft", "-f", "-")
 	cmd.Stdin = strings.NewReader(rules)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL} // not to load them after a successor's
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("load nftables rules: %w: %s", err, bytes.TrimSpace(out))
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"gitlab.com/berth-ci/berth/node/network/namespace"
@@ -129,39 +130,58 @@ func TestForging(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	send := func(from netip.Addr, text string) {
+	send := func(from netip.Addr, to, text string) {
 		t.Helper()
-		if err := namespace.Do(evil.Netns, func() error { return forge(from, "203.0.113.10", 9, text) }); err != nil {
+		if err := namespace.Do(evil.Netns, func() error { return forge(from, to, 9, text) }); err != nil {
 			t.Fatal(err)
 		}
 	}
-	send(victim.Address, "as the victim")
-	send(netip.MustParseAddr("203.0.113.77"), "as a neighbour of the node")
-	send(nodeAddr, "as the node")
-	send(netip.MustParseAddr("10.201.9.9"), "as nobody")
-	send(evil.Address, "as itself") // sent last: what came before it has been dropped
-	heard.SetReadDeadline(time.Now().Add(2 * time.Second))
-	buf := make([]byte, 100)
-	n, _, err := heard.ReadFrom(buf)
-	if err != nil || string(buf[:n]) != "as itself" {
-		t.Errorf("outside heard %q (%v), expected only the packet with the true source", buf[:n], err)
+	// The true packets are sent last: what came before them has been dropped.
+	expect := func(who string, heard net.PacketConn, want string) {
+		t.Helper()
+		heard.SetReadDeadline(time.Now().Add(2 * time.Second))
+		buf := make([]byte, 100)
+		n, _, err := heard.ReadFrom(buf)
+		if err != nil || string(buf[:n]) != want {
+			t.Errorf("%s heard %q (%v), expected only %q", who, buf[:n], err, want)
+		}
 	}
+	send(victim.Address, "203.0.113.10", "as the victim")
+	send(netip.MustParseAddr("203.0.113.77"), "203.0.113.10", "as a neighbour of the node")
+	send(nodeAddr, "203.0.113.10", "as the node")
+	send(netip.MustParseAddr("10.201.9.9"), "203.0.113.10", "as nobody")
+	send(evil.Address, "203.0.113.10", "as itself")
+	expect("outside", heard, "as itself")
 
+	bridge, err := netlink.LinkByName(evil.Bridge)
+	if err != nil {
+		t.Fatal(err)
+	}
 	// The victim's addresses routed to the node in every way there is, and
-	// the node's routed over the bridge.
+	// one of the node's over the bridge.
 	if err := namespace.Do(evil.Netns, func() error {
 		run(t, "ip", "route", "add", victim.Address.String(), "via", nodeAddr.String(), "dev", "up0", "onlink")
 		run(t, "ip", "route", "add", victim.Subnet.String(), "via", nodeAddr.String(), "dev", "up0", "onlink")
 		run(t, "ip", "route", "add", "203.0.113.1", "dev", "eth0")
+		run(t, "ip", "neigh", "add", "203.0.113.1", "lladdr", bridge.Attrs().HardwareAddr.String(), "dev", "eth0")
 		return nil
 	}); err != nil {
 		t.Fatal(err)
 	}
+	node, err := net.ListenPacket("udp4", "0.0.0.0:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer node.Close()
+	send(evil.Address, "203.0.113.1", "over the bridge")
+	send(evil.Gateway, "203.0.113.1", "over the bridge with its address there")
+	send(victim.Address, nodeAddr.String(), "as the victim")
+	send(evil.Address, nodeAddr.String(), "over the uplink")
+	expect("node", node, "over the uplink")
 	checkReach(t, []reach{
 		{"victim by uplink", evil.Netns, victim.Address.String() + ":5432", ""},
 		{"victim by subnet", evil.Netns, victim.Gateway.String() + ":5432", ""},
-		{"node over the bridge", evil.Netns, "203.0.113.1:5000", ""},
-		{"control: node over the uplink", evil.Netns, "169.254.1.1:5000", evil.Address.String()},
+		{"control: the node", evil.Netns, "169.254.1.1:5000", evil.Address.String()},
 	})
 }
 
