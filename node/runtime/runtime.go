@@ -14,6 +14,7 @@ import (
 
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/config"
+	"gitlab.com/berth-ci/berth/node/runtime/programs"
 	"gitlab.com/berth-ci/berth/node/supervise"
 )
 
@@ -105,7 +106,7 @@ func (r *Runtime) root() string  { return filepath.Join(r.config.Root, "containe
 
 // run has berthd's own containerd running.
 func (r *Runtime) run(ctx context.Context) error {
-	programs, err := Locate(r.config.Runtime.Path)
+	found, err := programs.Locate(r.config.Runtime.Path)
 	if err != nil {
 		return err
 	}
@@ -118,7 +119,7 @@ func (r *Runtime) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("configure containerd: %w", err)
 	}
-	r.supervisor = supervise.New(r.program(programs[0]), r.log)
+	r.supervisor = supervise.New(r.program(found[programs.Containerd]), r.log)
 	if err := r.supervisor.Start(ctx); err != nil {
 		return err
 	}
