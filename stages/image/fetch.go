@@ -2,20 +2,23 @@ package image
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // fetch asks the registry for the image, and downloads what the node lacks of it. Each job asks for itself, with
 // its own credentials: that another one may read the image gives it no right to.
-func (j *job) fetch(ctx context.Context) (_ client.Image, retErr error) {
+//
+// It uses the client's Pull: errors of containerd's transfer service tell no HTTP status, which is what decides
+// whether to try other credentials.
+func (j *job) fetch(ctx context.Context) (client.Image, error) {
 	of := ""
 	if j.platform != "" {
 		of = " for platform " + j.platform
@@ -39,7 +42,7 @@ func (j *job) fetch(ctx context.Context) (_ client.Image, retErr error) {
 	if err != nil {
 		return nil, err
 	}
-	defer unlock(&retErr)
+	defer unlock()
 	if f, err := j.find(ctx, target); err != nil {
 		return nil, err
 	} else if f.unpacked {
@@ -66,7 +69,7 @@ func (j *job) fetch(ctx context.Context) (_ client.Image, retErr error) {
 }
 
 // exclusive waits until no other process works on the image, and returns a context with a lease for the work.
-func (j *job) exclusive(ctx context.Context, target digest.Digest) (_ context.Context, unlock func(*error), _ error) {
+func (j *job) exclusive(ctx context.Context, target digest.Digest) (_ context.Context, unlock func(), _ error) {
 	key := strings.Join([]string{j.named.String(), target.String(), j.wanted(), j.snapshotter()}, "\n")
 	release, err := lock(ctx, j.LockDir, key, func() {
 		j.log.Printf("Waiting for another job's pull of %s ...", j.ref)
@@ -79,8 +82,10 @@ func (j *job) exclusive(ctx context.Context, target digest.Digest) (_ context.Co
 		release()
 		return nil, nil, fmt.Errorf("image %s: %w", j.ref, err)
 	}
-	return ctx, func(err *error) {
-		*err = errors.Join(*err, done())
+	return ctx, func() {
+		if err := done(); err != nil {
+			j.log.Printf("WARNING: image %s: %v", j.ref, err) // it expires in a day
+		}
 		release()
 	}, nil
 }
@@ -102,7 +107,7 @@ func (j *job) checkPlatform(h images.Handler) images.Handler {
 				return nil, err
 			}
 			if !runs(j.matcher, config.Platform) {
-				return nil, wrongPlatform{[]string{formatPlatform(config.Platform)}}
+				return nil, wrongPlatform{[]string{platforms.FormatAll(config.Platform)}}
 			}
 		}
 		return children, err

@@ -57,7 +57,7 @@ func (j *job) lookup(ctx context.Context, want digest.Digest) (found, error) {
 		return found{}, err
 	}
 	if !runs(j.matcher, config.Platform) {
-		return found{others: []string{formatPlatform(config.Platform)}}, nil
+		return found{others: []string{platforms.FormatAll(config.Platform)}}, nil
 	}
 
 	f := found{image: client.NewImageWithPlatform(j.Client, record, j.matcher), unpacked: true}
@@ -90,7 +90,7 @@ func (j *job) pin(ctx context.Context, target digest.Digest) error {
 }
 
 // unpacked returns the image after unpacking it where that is still to be done.
-func (j *job) unpacked(ctx context.Context, f found) (_ client.Image, retErr error) {
+func (j *job) unpacked(ctx context.Context, f found) (client.Image, error) {
 	if f.unpacked {
 		return f.image, nil
 	}
@@ -98,7 +98,7 @@ func (j *job) unpacked(ctx context.Context, f found) (_ client.Image, retErr err
 	if err != nil {
 		return nil, err
 	}
-	defer unlock(&retErr)
+	defer unlock()
 	j.log.Printf("Unpacking image %s ...", j.ref)
 	if err := f.image.Unpack(ctx, j.snapshotter()); err != nil {
 		return nil, fmt.Errorf("unpack image %s: %w", j.ref, err)

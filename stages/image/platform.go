@@ -35,5 +35,3 @@ func platformsOf(ctx context.Context, store content.Provider, index ocispec.Desc
 	}
 	return list
 }
-
-func formatPlatform(p ocispec.Platform) string { return platforms.FormatAll(p) }
