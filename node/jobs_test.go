@@ -158,27 +158,27 @@ type bench struct {
 	*fakes
 	root    string
 	restart func() // as after kill -9
+	end     context.CancelCauseFunc
 }
 
 func newBench(t testing.TB, profiles map[string]executor.Profile) *bench {
 	b := &bench{fakes: &fakes{made: map[string]bool{}}, root: t.TempDir()}
 	log := logrus.New()
 	log.SetOutput(t.Output())
-	var end context.CancelCauseFunc
 	start := func() {
 		dirs, err := openDirs(b.root)
 		require.NoError(t, err)
 		j, _, err := journal.Open(filepath.Join(b.root, "journal.db"))
 		require.NoError(t, err)
 		var life context.Context
-		life, end = context.WithCancelCause(context.Background())
+		life, b.end = context.WithCancelCause(context.Background())
 		b.Jobs = newJobs(life, Settings{Profiles: profiles, Cgroup: "/berth", Boot: "this"}, logrus.NewEntry(log), Parts{
 			Journal: j, Dirs: dirs, Cgroups: fakeCgroups{b.fakes}, Containers: fakeContainers{b.fakes},
 			Networks: fakeNetworks{b.fakes}, Names: fakeNames{b.fakes},
 		})
 	}
 	stop := func() {
-		end(errShutdown)
+		b.end(errShutdown)
 		b.attending.Wait()
 		require.NoError(t, b.Journal.Close())
 	}
@@ -566,9 +566,11 @@ func TestShutdownEndsWaiting(t *testing.T) {
 		failed <- err
 	}()
 	<-waiting
-	go b.restart()
+	b.end(errShutdown)
 	err = <-failed
 	require.True(t, errdefs.IsUnavailable(err), err)
+	b.restart()
+	require.Len(t, b.List(), 1, "the admitted job goes on")
 }
 
 func TestWatchDropsTheSlow(t *testing.T) {

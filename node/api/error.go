@@ -26,7 +26,11 @@ func NewError(err error) *Error {
 	if errors.As(err, &build) {
 		return &Error{Message: err.Error(), Status: http.StatusUnprocessableEntity, Build: true}
 	}
-	return &Error{Message: err.Error(), Status: errhttp.ToHTTP(err)}
+	status := errhttp.ToHTTP(err)
+	if errdefs.IsAlreadyExists(err) {
+		status = http.StatusConflict // which errhttp keeps for ErrConflict
+	}
+	return &Error{Message: err.Error(), Status: status}
 }
 
 // Err turns the error back into what NewError was given: a BuildFailure, or
@@ -36,8 +40,8 @@ func (e *Error) Err() error {
 		return executor.Failf("%s", e.Message)
 	}
 	class := errhttp.ToNative(e.Status)
-	if class == nil {
-		class = errdefs.ErrUnknown
+	if e.Status == http.StatusConflict {
+		class = errdefs.ErrAlreadyExists
 	}
 	return &remoteError{message: e.Message, class: class}
 }
