@@ -109,23 +109,16 @@ func withLimits(l executor.Limits) oci.SpecOpts {
 
 func withRlimits(ulimits map[string]string) oci.SpecOpts {
 	return func(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
-		// What docker containers have under systemd's defaults.
-		limits := map[string]specs.POSIXRlimit{"RLIMIT_NOFILE": {Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 524288}}
+		// Without any, limits are containerd's own, as docker does it.
+		s.Process.Rlimits = nil
 		for name, value := range ulimits {
 			u, err := units.ParseUlimit(name + "=" + value)
 			if err != nil {
 				return fmt.Errorf("ulimit %s=%s: %w", name, value, err)
 			}
-			r, err := u.GetRlimit()
-			if err != nil {
-				return fmt.Errorf("ulimit %s: %w", name, err)
-			}
-			kind := "RLIMIT_" + strings.ToUpper(name)
-			limits[kind] = specs.POSIXRlimit{Type: kind, Soft: r.Soft, Hard: r.Hard}
-		}
-		s.Process.Rlimits = nil
-		for _, l := range limits {
-			s.Process.Rlimits = append(s.Process.Rlimits, l)
+			s.Process.Rlimits = append(s.Process.Rlimits, specs.POSIXRlimit{
+				Type: "RLIMIT_" + strings.ToUpper(u.Name), Soft: uint64(u.Soft), Hard: uint64(u.Hard),
+			})
 		}
 		return nil
 	}
