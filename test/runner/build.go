@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"gitlab.com/berth-ci/berth/test/gitlab"
+	"gitlab.com/berth-ci/berth/test/runner/docker"
 	"gitlab.com/berth-ci/berth/test/runner/job"
 	"gitlab.com/berth-ci/berth/test/runner/script"
 )
@@ -83,7 +84,11 @@ func runJob(ctx context.Context, config Runner, j *job.Job, log io.Writer, timin
 	}
 	b.executor = &custom{config: config, job: j, log: b.log, took: b.stopwatch}
 	if config.Executor == "docker" {
-		b.scripts.Command = "gitlab-runner-helper"
+		d := config.Docker
+		b.executor = dockerExecutor{docker.New(docker.Config{
+			Host: d.Host, Image: d.Image, HelperImage: d.HelperImage, Volumes: d.Volumes, NetworkMode: d.NetworkMode,
+		}, j, b.log, b.log.println), b.stopwatch}
+		b.scripts.Command = docker.Command
 	}
 	err := b.whole(ctx, config)
 	b.report(err)

@@ -64,7 +64,6 @@ type Docker struct {
 	Host        string   `toml:"host,omitempty"`
 	Image       string   `toml:"image"`
 	HelperImage string   `toml:"helper_image,omitempty"`
-	PullPolicy  []string `toml:"pull_policy,omitempty"`
 	Volumes     []string `toml:"volumes,omitempty"`
 	NetworkMode string   `toml:"network_mode,omitempty"`
 }
@@ -77,6 +76,14 @@ func LoadConfig(file string) (Config, error) {
 		return Config{}, fmt.Errorf("load configuration: %w", err)
 	}
 	c.Concurrent = max(c.Concurrent, 1)
+	for _, r := range c.Runners {
+		switch {
+		case r.Executor != "custom" && r.Executor != "docker":
+			return Config{}, fmt.Errorf("load configuration: %s: executor %q is neither custom nor docker", file, r.Executor)
+		case r.Executor == "docker" && (r.Docker == nil || r.Docker.Image == "" || r.Docker.HelperImage == ""):
+			return Config{}, fmt.Errorf("load configuration: %s: [runners.docker] needs image and helper_image", file)
+		}
+	}
 	return c, nil
 }
 
