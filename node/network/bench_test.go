@@ -3,10 +3,12 @@ package network
 import (
 	"strconv"
 	"testing"
+
+	"gitlab.com/berth-ci/berth/node/network/namespace/nodetest"
 )
 
 func BenchmarkTakePrepared(b *testing.B) {
-	needRoot(b)
+	nodetest.NeedRoot(b)
 	config := testConfig(b.TempDir())
 	config.Pool = 1
 	p := openPool(b, config)
@@ -25,7 +27,7 @@ func BenchmarkTakePrepared(b *testing.B) {
 }
 
 func BenchmarkTakeUnprepared(b *testing.B) {
-	needRoot(b)
+	nodetest.NeedRoot(b)
 	p := openPool(b, testConfig(b.TempDir()))
 	for i := 0; b.Loop(); i++ {
 		n, err := p.Take(b.Context(), strconv.Itoa(i), "open")
@@ -39,7 +41,7 @@ func BenchmarkTakeUnprepared(b *testing.B) {
 }
 
 func BenchmarkJoin(b *testing.B) {
-	needRoot(b)
+	nodetest.NeedRoot(b)
 	p := openPool(b, testConfig(b.TempDir()))
 	for i := 0; b.Loop(); i++ {
 		b.StopTimer()
@@ -58,7 +60,7 @@ func BenchmarkJoin(b *testing.B) {
 }
 
 func BenchmarkRelease(b *testing.B) {
-	needRoot(b)
+	nodetest.NeedRoot(b)
 	p := openPool(b, testConfig(b.TempDir()))
 	for i := 0; b.Loop(); i++ {
 		b.StopTimer()

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"gitlab.com/berth-ci/berth/node/network/namespace/nodetest"
 )
 
 func TestConfigRefused(t *testing.T) {
@@ -108,7 +110,7 @@ func TestEgressRefused(t *testing.T) {
 }
 
 func TestOverlap(t *testing.T) {
-	needRoot(t)
+	nodetest.NeedRoot(t)
 	newOutside(t)
 	for _, c := range []struct{ route, want string }{
 		{"10.0.0.0/8", `network subnet 10.201.0.0/16 overlaps the host's route to 10.0.0.0/8 on "out0"`},
@@ -132,7 +134,7 @@ func TestOverlap(t *testing.T) {
 }
 
 func TestDefaultMTU(t *testing.T) {
-	needRoot(t)
+	nodetest.NeedRoot(t)
 	newOutside(t)
 	p := openPool(t, testConfig(t.TempDir()))
 	if p.config.MTU != 1400 {

@@ -11,55 +11,24 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/sirupsen/logrus"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"gitlab.com/berth-ci/berth/node/network/namespace"
+	"gitlab.com/berth-ci/berth/node/network/namespace/nodetest"
 )
 
-const (
-	nodeEnv  = "BERTH_TEST_NODE"
-	crashEnv = "BERTH_TEST_CRASH"
-)
+// crashEnv makes the test binary a berthd that is about to be killed.
+const crashEnv = "BERTH_TEST_CRASH"
 
-// TestMain runs the tests in network and mount namespaces of their own, which
-// play the node: whatever happens, the host is left alone.
 func TestMain(m *testing.M) {
-	switch {
-	case os.Getuid() != 0:
-		os.Exit(m.Run())
-	case os.Getenv(crashEnv) != "":
-		crash(os.Getenv(crashEnv))
-	case os.Getenv(nodeEnv) != "":
-		if err := setUp("lo"); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(m.Run())
+	if dir := os.Getenv(crashEnv); dir != "" {
+		crash(dir)
 	}
-	cmd := exec.Command(os.Args[0], os.Args[1:]...)
-	cmd.Env = append(os.Environ(), nodeEnv+"=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:   unix.CLONE_NEWNET,
-		Unshareflags: unix.CLONE_NEWNS, // makes mounts private, too
-		Pdeathsig:    unix.SIGKILL,
-	}
-	if err := cmd.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
-
-func needRoot(t testing.TB) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root to make network namespaces")
-	}
+	nodetest.Main(m)
 }
 
 func testLog() *logrus.Entry {

@@ -16,10 +16,12 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
+
+	"gitlab.com/berth-ci/berth/node/network/namespace/nodetest"
 )
 
 func TestNothingIsLeft(t *testing.T) {
-	needRoot(t)
+	nodetest.NeedRoot(t)
 	dir := filepath.Join(t.TempDir(), "netns")
 	before := state(t, dir)
 	config := testConfig(dir)
@@ -84,7 +86,7 @@ func awaitPool(t testing.TB, p *Pool) {
 }
 
 func TestAdoptAfterKill(t *testing.T) {
-	needRoot(t)
+	nodetest.NeedRoot(t)
 	newOutside(t)
 	dir := filepath.Join(t.TempDir(), "netns")
 	before := state(t, dir)
@@ -155,7 +157,7 @@ func TestAdoptAfterKill(t *testing.T) {
 }
 
 func TestAdoptRefusesStrangers(t *testing.T) {
-	needRoot(t)
+	nodetest.NeedRoot(t)
 	config := testConfig(t.TempDir())
 	p, err := Open(t.Context(), config, testLog())
 	if err != nil {
@@ -177,7 +179,7 @@ func TestAdoptRefusesStrangers(t *testing.T) {
 
 // TestCloseWithJob: a job outlives berthd.
 func TestCloseWithJob(t *testing.T) {
-	needRoot(t)
+	nodetest.NeedRoot(t)
 	newOutside(t)
 	config := testConfig(t.TempDir())
 	config.Pool = 1
@@ -216,7 +218,7 @@ func TestCloseWithJob(t *testing.T) {
 }
 
 func TestFailureLeavesNothing(t *testing.T) {
-	needRoot(t)
+	nodetest.NeedRoot(t)
 	newOutside(t)
 	p := openPool(t, testConfig(filepath.Join(t.TempDir(), "netns")))
 	take(t, p, "first", "open") // makes the directory
@@ -263,7 +265,7 @@ func TestFailureLeavesNothing(t *testing.T) {
 }
 
 func TestExhaustion(t *testing.T) {
-	needRoot(t)
+	nodetest.NeedRoot(t)
 	config := testConfig(t.TempDir())
 	config.Subnet = netip.MustParsePrefix("10.201.0.0/22") // three networks
 	config.Pool = 1
@@ -293,7 +295,7 @@ func TestExhaustion(t *testing.T) {
 
 // TestConcurrency has more jobs at once than the pool holds.
 func TestConcurrency(t *testing.T) {
-	needRoot(t)
+	nodetest.NeedRoot(t)
 	dir := filepath.Join(t.TempDir(), "netns")
 	config := testConfig(dir)
 	config.Pool = 2

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gitlab.com/berth-ci/berth/node/network/namespace"
+	"gitlab.com/berth-ci/berth/node/network/namespace/nodetest"
 )
 
 // reach is who should and who should not get an answer.
@@ -45,7 +46,7 @@ func checkReach(t *testing.T, cases []reach) {
 }
 
 func TestReach(t *testing.T) {
-	needRoot(t)
+	nodetest.NeedRoot(t)
 	newOutside(t)
 	p := openPool(t, testConfig(t.TempDir()))
 	open, closed, meta := take(t, p, "open", "open"), take(t, p, "closed", "closed"), take(t, p, "meta", "metadata")
@@ -104,7 +105,7 @@ func TestReach(t *testing.T) {
 
 // TestForging gives a job every privilege in its own namespace.
 func TestForging(t *testing.T) {
-	needRoot(t)
+	nodetest.NeedRoot(t)
 	o := newOutside(t)
 	p := openPool(t, testConfig(t.TempDir()))
 	evil, victim := take(t, p, "evil", "open"), take(t, p, "victim", "open")
@@ -206,7 +207,7 @@ func forge(from netip.Addr, to string, port uint16, text string) error {
 // TestNodeForwardsPort: a port that the host forwards to a container of its
 // own is a port of the node.
 func TestNodeForwardsPort(t *testing.T) {
-	needRoot(t)
+	nodetest.NeedRoot(t)
 	newOutside(t)
 	config := testConfig(t.TempDir())
 	config.Egress["published"] = Egress{Node: []string{"tcp/8088"}}
@@ -222,7 +223,7 @@ func TestNodeForwardsPort(t *testing.T) {
 }
 
 func TestForwardPolicyDrop(t *testing.T) {
-	needRoot(t)
+	nodetest.NeedRoot(t)
 	newOutside(t)
 	run(t, "iptables", "-P", "FORWARD", "DROP")
 	t.Cleanup(func() { run(t, "iptables", "-P", "FORWARD", "ACCEPT") })
@@ -287,7 +288,7 @@ func TestForwardPolicyDrop(t *testing.T) {
 }
 
 func TestInsideNamespace(t *testing.T) {
-	needRoot(t)
+	nodetest.NeedRoot(t)
 	p := openPool(t, testConfig(t.TempDir()))
 	n := take(t, p, "job", "open")
 	e, err := p.Join(t.Context(), n, "a", 0)
