@@ -5,39 +5,57 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"syscall"
+	"sync"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
-	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // killTimeout bounds the wait for a killed process to be reaped. It is long
 // since a process in uninterruptible sleep, on a slow disk say, takes its time.
 const killTimeout = 30 * time.Second
 
+// Kill ends all processes of a job and returns when none runs any more. It
+// is the part of Remove that others wait for.
+func Kill(ctx context.Context, client *containerd.Client, job string) error {
+	return each(ctx, client, job, func(ctx context.Context, c containerd.Container) error {
+		task, err := c.Task(ctx, nil)
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("load task %s: %w", c.ID(), err)
+		}
+		return kill(ctx, task)
+	})
+}
+
 // Remove ends and deletes all that a job has in containerd: tasks,
 // containers, their snapshots, and the lease. It is idempotent, and goes on
 // past what fails so that one stuck container does not keep the others.
 func Remove(ctx context.Context, client *containerd.Client, job string) error {
+	err := each(ctx, client, job, remove)
+	if leaseErr := client.LeasesService().Delete(ctx, leases.Lease{ID: LeaseName(job)}); leaseErr != nil && !errdefs.IsNotFound(leaseErr) {
+		err = errors.Join(err, fmt.Errorf("delete lease of job %s: %w", job, leaseErr))
+	}
+	return err
+}
+
+// each does the same to all containers of a job at once.
+func each(ctx context.Context, client *containerd.Client, job string, do func(context.Context, containerd.Container) error) error {
 	containers, err := client.Containers(ctx, fmt.Sprintf("labels.%q==%s", JobLabel, job))
 	if err != nil {
 		return fmt.Errorf("list containers of job %s: %w", job, err)
 	}
-	var group errgroup.Group
+	var group sync.WaitGroup
 	errs := make([]error, len(containers))
 	for i, c := range containers {
-		group.Go(func() error {
-			errs[i] = remove(ctx, c)
-			return nil
-		})
+		group.Go(func() { errs[i] = do(ctx, c) })
 	}
-	_ = group.Wait()
-	if err := client.LeasesService().Delete(ctx, leases.Lease{ID: LeaseName(job)}); err != nil && !errdefs.IsNotFound(err) {
-		errs = append(errs, fmt.Errorf("delete lease of job %s: %w", job, err))
-	}
+	group.Wait()
 	return errors.Join(errs...)
 }
 
@@ -52,6 +70,9 @@ func remove(ctx context.Context, c containerd.Container) error {
 		if err := kill(ctx, task); err != nil {
 			return err
 		}
+		if _, err := task.Delete(ctx, containerd.WithProcessKill); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("delete task %s: %w", task.ID(), err)
+		}
 	}
 	if err := c.Delete(ctx, containerd.WithSnapshotCleanup); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete container %s: %w", c.ID(), err)
@@ -59,30 +80,49 @@ func remove(ctx context.Context, c containerd.Container) error {
 	return nil
 }
 
+// kill ends a task and waits for that. The kernel ends all processes of a
+// container with its first, so no program need be started to find them.
 func kill(ctx context.Context, task containerd.Task) error {
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 	exited, err := task.Wait(ctx)
-	if err != nil && !errdefs.IsNotFound(err) {
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("wait for task %s: %w", task.ID(), err)
 	}
-	if err == nil {
-		err := task.Kill(ctx, syscall.SIGKILL, containerd.WithKillAll)
-		switch {
-		case errdefs.IsNotFound(err):
-			// It has exited already; what is left is to delete it.
-		case err != nil && !errdefs.IsFailedPrecondition(err):
-			return fmt.Errorf("kill task %s: %w", task.ID(), err)
-		default:
-			select {
-			case <-exited:
-			case <-ctx.Done():
-				return fmt.Errorf("kill task %s: it still runs %v after SIGKILL: %w", task.ID(), killTimeout, context.Cause(ctx))
-			}
-		}
+	if err := killInit(ctx, task); err != nil {
+		return fmt.Errorf("kill task %s: %w", task.ID(), err)
 	}
-	if _, err := task.Delete(ctx, containerd.WithProcessKill); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("delete task %s: %w", task.ID(), err)
+	select {
+	case <-exited:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("kill task %s: it still runs %v after SIGKILL: %w", task.ID(), killTimeout, context.Cause(ctx))
+	}
+}
+
+// killInit kills a task's first process. That it was this task's is made
+// sure of between taking hold of the process and killing it.
+func killInit(ctx context.Context, task containerd.Task) error {
+	fd, err := unix.PidfdOpen(int(task.Pid()), 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", task.Pid(), err)
+	}
+	defer unix.Close(fd)
+	status, err := task.Status(ctx)
+	if errdefs.IsNotFound(err) || (err == nil && status.Status == containerd.Stopped) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
 	}
 	return nil
 }

@@ -44,11 +44,6 @@ func specOpts(c Config) []oci.SpecOpts {
 		withSysctls(c.Profile.Sysctls),
 		oci.WithMounts(profileMounts(c.Profile)),
 		oci.WithMounts(c.Mounts),
-		oci.WithAnnotations(map[string]string{
-			// All containers of a job share one shim: the second and later
-			// ones start faster, and take no further process.
-			"io.containerd.runc.v2.group": c.Job,
-		}),
 	}
 	cgroupMount := specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"ro", "nosuid", "noexec", "nodev"}}
 	if c.Security.Privileged {

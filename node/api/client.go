@@ -177,5 +177,5 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		hint = "gitlab-runner runs as a user who may not use it: run it as root, or add the user to the socket's group"
 	}
-	return fmt.Errorf("reach berthd at %s: %w (%s)", c.socket, errors.Join(errdefs.ErrUnavailable, errors.Unwrap(err)), hint)
+	return fmt.Errorf("reach berthd at %s: %w: %w (%s)", c.socket, errors.Unwrap(err), errdefs.ErrUnavailable, hint)
 }
