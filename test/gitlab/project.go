@@ -69,7 +69,7 @@ func (p *Project) Commit(branch string, files fs.FS) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("create working tree: %w", err)
 	}
-	defer os.RemoveAll(tree)
+	defer func() { _ = os.RemoveAll(tree) }() // else with the server's directory
 	if err := os.CopyFS(tree, files); err != nil {
 		return "", fmt.Errorf("copy files of %s: %w", p.Path, err)
 	}

@@ -27,8 +27,14 @@ func newServer(t *testing.T) (*Server, *Project) {
 	return s, p
 }
 
-// call makes a request of a runner's and returns the answer.
-func call(t *testing.T, s *Server, method, path, token string, header http.Header, body string) (*http.Response, string) {
+// answer is a response that has been read.
+type answer struct {
+	StatusCode int
+	Header     http.Header
+}
+
+// call makes a request of a runner's and returns the answer and its body.
+func call(t *testing.T, s *Server, method, path, token string, header http.Header, body string) (answer, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, s.URL()+"/api/v4/"+path, bytes.NewBufferString(body))
 	require.NoError(t, err)
@@ -39,20 +45,20 @@ func call(t *testing.T, s *Server, method, path, token string, header http.Heade
 	res, err := http.DefaultClient.Do(req)
 	require.NoError(t, err)
 	defer res.Body.Close()
-	answer, err := io.ReadAll(res.Body)
+	content, err := io.ReadAll(res.Body)
 	require.NoError(t, err)
-	return res, string(answer)
+	return answer{res.StatusCode, res.Header}, string(content)
 }
 
 func request(t *testing.T, s *Server, token string) *Payload {
 	t.Helper()
-	res, answer := call(t, s, http.MethodPost, "jobs/request", "", nil, fmt.Sprintf(`{"token":%q}`, token))
+	res, body := call(t, s, http.MethodPost, "jobs/request", "", nil, fmt.Sprintf(`{"token":%q}`, token))
 	if res.StatusCode == http.StatusNoContent {
 		return nil
 	}
 	require.Equal(t, http.StatusCreated, res.StatusCode)
 	p := new(Payload)
-	require.NoError(t, json.Unmarshal([]byte(answer), p))
+	require.NoError(t, json.Unmarshal([]byte(body), p))
 	return p
 }
 
@@ -92,7 +98,7 @@ func TestTrace(t *testing.T) {
 	require.NoError(t, err)
 	p := request(t, s, s.AddRunner())
 	trace := fmt.Sprintf("jobs/%d/trace", j.ID)
-	patch := func(token, where, text string) *http.Response {
+	patch := func(token, where, text string) answer {
 		res, _ := call(t, s, http.MethodPatch, trace, token, http.Header{"Content-Range": {where}}, text)
 		return res
 	}
@@ -157,7 +163,7 @@ func TestIntercept(t *testing.T) {
 		return true
 	}), WithURL("http://gitlab.test/"))
 	require.NoError(t, err)
-	defer s.Close()
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	require.Equal(t, "http://gitlab.test", s.URL())
 	res, err := http.Post("http://"+l.Addr().String()+"/api/v4/jobs/request", "application/json", nil)
 	require.NoError(t, err)

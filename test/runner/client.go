@@ -42,19 +42,26 @@ func (c *client) info() map[string]any {
 	}
 }
 
-func (c *client) do(ctx context.Context, method, path string, header http.Header, body []byte) (*http.Response, []byte, error) {
+// answer is a response that has been read to its end.
+type answer struct {
+	code   int
+	header http.Header
+	body   []byte
+}
+
+func (c *client) do(ctx context.Context, method, path string, header http.Header, body []byte) (answer, error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.url+path, bytes.NewReader(body))
 	if err != nil {
-		return nil, nil, err
+		return answer{}, err
 	}
 	req.Header = header
 	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, nil, err
+		return answer{}, err
 	}
 	defer res.Body.Close()
-	answer, err := io.ReadAll(res.Body)
-	return res, answer, err
+	content, err := io.ReadAll(res.Body)
+	return answer{res.StatusCode, res.Header, content}, err
 }
 
 // request asks for a job; nil means that there is none.
@@ -64,17 +71,17 @@ func (c *client) request(ctx context.Context) (*gitlab.Payload, error) {
 		return nil, err
 	}
 	header := http.Header{"Content-Type": {"application/json"}, "Runner-Token": {c.token}}
-	res, answer, err := c.do(ctx, http.MethodPost, "jobs/request", header, body)
+	a, err := c.do(ctx, http.MethodPost, "jobs/request", header, body)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("request job: %w", err)
-	case res.StatusCode == http.StatusNoContent:
+	case a.code == http.StatusNoContent:
 		return nil, nil
-	case res.StatusCode != http.StatusCreated:
-		return nil, fmt.Errorf("request job: %s", res.Status)
+	case a.code != http.StatusCreated:
+		return nil, fmt.Errorf("request job: the server answered %d %s", a.code, http.StatusText(a.code))
 	}
 	payload := new(gitlab.Payload)
-	if err := json.Unmarshal(answer, payload); err != nil {
+	if err := json.Unmarshal(a.body, payload); err != nil {
 		return nil, fmt.Errorf("read job: %w", err)
 	}
 	return payload, nil
@@ -88,14 +95,14 @@ type jobStatus struct {
 	interval time.Duration // until the next update; 0: as before
 }
 
-func newJobStatus(res *http.Response) jobStatus {
-	state := res.Header.Get("Job-Status")
+func newJobStatus(a answer) jobStatus {
+	state := a.header.Get("Job-Status")
 	s := jobStatus{
-		code:     res.StatusCode,
+		code:     a.code,
 		canceled: state == "canceling",
-		dropped:  state == "canceled" || state == "failed" || res.StatusCode == http.StatusForbidden || res.StatusCode == http.StatusNotFound,
+		dropped:  state == "canceled" || state == "failed" || a.code == http.StatusForbidden || a.code == http.StatusNotFound,
 	}
-	if d, err := time.ParseDuration(res.Header.Get("X-GitLab-Trace-Update-Interval") + "s"); err == nil {
+	if d, err := time.ParseDuration(a.header.Get("X-GitLab-Trace-Update-Interval") + "s"); err == nil {
 		s.interval = d
 	}
 	return s
@@ -115,11 +122,11 @@ func (c *client) update(ctx context.Context, payload *gitlab.Payload, state stri
 		return jobStatus{}, err
 	}
 	header := http.Header{"Content-Type": {"application/json"}, "Job-Token": {payload.Token}}
-	res, _, err := c.do(ctx, http.MethodPut, fmt.Sprintf("jobs/%d", payload.ID), header, body)
+	a, err := c.do(ctx, http.MethodPut, fmt.Sprintf("jobs/%d", payload.ID), header, body)
 	if err != nil {
 		return jobStatus{}, fmt.Errorf("update job: %w", err)
 	}
-	return newJobStatus(res), nil
+	return newJobStatus(a), nil
 }
 
 // appendTrace sends a piece of the log.
@@ -128,9 +135,9 @@ func (c *client) appendTrace(ctx context.Context, payload *gitlab.Payload, offse
 		"Content-Type": {"text/plain"}, "Job-Token": {payload.Token},
 		"Content-Range": {fmt.Sprintf("%d-%d", offset, offset+len(piece)-1)},
 	}
-	res, _, err := c.do(ctx, http.MethodPatch, fmt.Sprintf("jobs/%d/trace?debug_trace=false", payload.ID), header, piece)
+	a, err := c.do(ctx, http.MethodPatch, fmt.Sprintf("jobs/%d/trace?debug_trace=false", payload.ID), header, piece)
 	if err != nil {
 		return jobStatus{}, fmt.Errorf("append trace: %w", err)
 	}
-	return newJobStatus(res), nil
+	return newJobStatus(a), nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"gitlab.com/gitlab-org/gitlab-runner/executors/custom/api"
@@ -121,14 +122,14 @@ func (c *custom) run(ctx context.Context, stage, script string) error {
 		stage = "build_script"
 	}
 	defer c.took("run " + stage)()
-	args := append(c.config.Custom.RunArgs[:len(c.config.Custom.RunArgs):len(c.config.Custom.RunArgs)], file, stage)
+	args := slices.Concat(c.config.Custom.RunArgs, []string{file, stage})
 	return c.call(c.config.Custom.RunExec, args, c.log, c.log).run(ctx)
 }
 
 // cleanup is never cut short by the job's end. What it prints goes to the
 // runner's own log.
 func (c *custom) cleanup() {
-	defer os.RemoveAll(c.dir)
+	defer func() { _ = os.RemoveAll(c.dir) }()
 	if c.config.Custom.CleanupExec == "" {
 		return
 	}

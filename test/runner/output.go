@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 )
@@ -41,7 +42,7 @@ func (o *output) mask(values ...string) {
 func (o *output) Write(p []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	text := append(o.held, p...)
+	text := slices.Concat(o.held, p)
 	for _, v := range o.masked {
 		text = bytes.ReplaceAll(text, v, []byte("[MASKED]"))
 	}

@@ -75,7 +75,7 @@ func record(t *testing.T, program string, specs []gitlab.JobSpec) ([]string, map
 	require.NoError(t, err)
 	srv, err := gitlab.New(l)
 	require.NoError(t, err)
-	defer srv.Close()
+	defer func() { require.NoError(t, srv.Close()) }()
 	sub, err := srv.AddProject("group/sub", fstest.MapFS{"file": {Data: []byte("sub")}})
 	require.NoError(t, err)
 	project, err := srv.AddProject("group/project", fstest.MapFS{"README": {Data: []byte("x")}})

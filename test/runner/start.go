@@ -34,7 +34,8 @@ func Build(ctx context.Context, dir string) (string, error) {
 type Process struct {
 	LogFile string // of the runner itself
 	cmd     *exec.Cmd
-	done    chan error
+	done    chan struct{} // closed at its end, with err set
+	err     error
 }
 
 // Start runs a program with a configuration that it writes into dir. Further
@@ -44,7 +45,7 @@ func Start(program, dir string, config Config, env []string, args ...string) (*P
 	if err := config.Write(file); err != nil {
 		return nil, err
 	}
-	p := &Process{LogFile: filepath.Join(dir, "runner.log"), done: make(chan error, 1)}
+	p := &Process{LogFile: filepath.Join(dir, "runner.log"), done: make(chan struct{})}
 	log, err := os.Create(p.LogFile)
 	if err != nil {
 		return nil, fmt.Errorf("create runner's log: %w", err)
@@ -56,7 +57,10 @@ func Start(program, dir string, config Config, env []string, args ...string) (*P
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start runner: %w", err)
 	}
-	go func() { p.done <- p.cmd.Wait() }()
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
 	return p, nil
 }
 
@@ -66,12 +70,12 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Stop lets the runner finish the jobs that it has and waits for its end;
 // when ctx ends first, it is killed.
 func (p *Process) Stop(ctx context.Context) error {
-	if err := p.cmd.Process.Signal(syscall.SIGQUIT); errors.Is(err, os.ErrProcessDone) {
-		return <-p.done
+	if err := p.cmd.Process.Signal(syscall.SIGQUIT); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("stop runner: %w", err)
 	}
 	select {
-	case err := <-p.done:
-		return err
+	case <-p.done:
+		return p.err
 	case <-ctx.Done():
 		return errors.Join(context.Cause(ctx), p.Kill())
 	}

@@ -154,7 +154,7 @@ func artifactsDownloaderCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("create archive: %w", err)
 			}
-			defer os.Remove(f.Name())
+			defer func() { _ = os.Remove(f.Name()) }()
 			defer f.Close()
 			err = retry(func() (int, error) {
 				res, err := source.do(http.MethodGet, nil, "", nil)

@@ -83,7 +83,7 @@ func writeArchive(file, dir string, files []string) (err error) {
 	if err != nil {
 		return fmt.Errorf("create archive: %w", err)
 	}
-	defer os.Remove(f.Name()) // gone after the rename
+	defer func() { _ = os.Remove(f.Name()) }() // gone after the rename
 	if err := errors.Join(archive.Zip(f, dir, files), f.Close()); err != nil {
 		return err
 	}

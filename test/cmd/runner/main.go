@@ -15,6 +15,13 @@ import (
 )
 
 func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "FATAL:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
 	root := &cobra.Command{
 		Use:           "runner",
 		Short:         "Stand in for gitlab-runner in tests",
@@ -29,10 +36,7 @@ func main() {
 	)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT)
 	defer stop()
-	if err := root.ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "FATAL:", err)
-		os.Exit(1)
-	}
+	return root.ExecuteContext(ctx)
 }
 
 // say is the helper commands' log, which gitlab-runner has on stderr, too.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -48,7 +49,7 @@ type pipeline struct {
 	results map[int64]runner.Result
 }
 
-func (p *pipeline) run(ctx context.Context) error {
+func (p *pipeline) run(ctx context.Context) (err error) {
 	config, err := runner.LoadConfig(p.config)
 	if err != nil {
 		return err
@@ -76,7 +77,7 @@ func (p *pipeline) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer srv.Close()
+	defer func() { err = errors.Join(err, srv.Close()) }()
 	project, err := srv.AddProject(p.project, os.DirFS(p.dir))
 	if err != nil {
 		return err
@@ -98,8 +99,7 @@ func (p *pipeline) run(ctx context.Context) error {
 	if err := <-served; err != nil {
 		return err
 	}
-	p.table(jobs)
-	return failed
+	return errors.Join(failed, p.table(jobs))
 }
 
 func (p *pipeline) done(result runner.Result) {
@@ -128,7 +128,7 @@ func (p *pipeline) follow(ctx context.Context, jobs []*gitlab.Job) error {
 }
 
 // table shows the time of each call of each job.
-func (p *pipeline) table(jobs []*gitlab.Job) {
+func (p *pipeline) table(jobs []*gitlab.Job) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', tabwriter.AlignRight)
@@ -140,7 +140,7 @@ func (p *pipeline) table(jobs []*gitlab.Job) {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t\n", j.Name(), j.State(), milliseconds(result.Took))
 	}
-	w.Flush()
+	return w.Flush()
 }
 
 func milliseconds(d time.Duration) string {

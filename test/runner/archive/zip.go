@@ -101,12 +101,12 @@ func Unzip(file, dir string) error {
 	if err != nil {
 		return fmt.Errorf("open archive: %w", err)
 	}
-	defer archive.Close()
+	defer func() { _ = archive.Close() }() // was only read
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return fmt.Errorf("open directory: %w", err)
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }() // no file of ours
 	for _, f := range archive.File {
 		if err := extract(root, f); err != nil {
 			return fmt.Errorf("extract %s: %w", f.Name, err)

@@ -104,7 +104,7 @@ func expand(list []gitlab.Variable, s string) string {
 		switch {
 		case key == "$":
 			return key
-		case len(key) == 1 && strings.Contains("*#@!?0123456789", key):
+		case len(key) == 1 && strings.ContainsAny(key, "*#@!?0123456789"):
 			return ""
 		}
 		if v, ok := find(list, key); ok {
