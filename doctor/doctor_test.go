@@ -117,7 +117,7 @@ func TestDaemon(t *testing.T) {
 	serve := func(h http.HandlerFunc) string {
 		l, path := listen(t)
 		s := &http.Server{Handler: h, ReadHeaderTimeout: time.Second}
-		t.Cleanup(func() { s.Close() })
+		t.Cleanup(func() { _ = s.Close() })
 		go func() { _ = s.Serve(l) }()
 		return path
 	}
@@ -164,7 +164,7 @@ func TestContainerd(t *testing.T) {
 	}()
 	http1, wrong := listen(t)
 	server := &http.Server{Handler: http.NotFoundHandler(), ReadHeaderTimeout: time.Second}
-	t.Cleanup(func() { server.Close() })
+	t.Cleanup(func() { _ = server.Close() })
 	go func() { _ = server.Serve(http1) }()
 	_, silent := listen(t)
 	for _, tc := range []struct {

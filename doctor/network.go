@@ -104,12 +104,11 @@ func addLink(kind string) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
 	_, err = conn.Execute(netlink.Message{
 		Header: netlink.Header{Type: unix.RTM_NEWLINK, Flags: netlink.Request | netlink.Acknowledge | netlink.Create | netlink.Excl},
 		Data:   append(make([]byte, unix.SizeofIfInfomsg), encoded...),
 	})
-	return err
+	return errors.Join(err, conn.Close())
 }
 
 // subnets finds addresses of the node in what jobs get addresses from.

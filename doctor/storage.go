@@ -20,7 +20,7 @@ func (n *node) storage(context.Context) []Check {
 	checks = append(checks, checkSpace("disk of root", root, 20<<30, 2<<30), checkSpace("disk of state", state, 64<<20, 8<<20))
 	var s unix.Statfs_t
 	if err := unix.Statfs(root, &s); err == nil {
-		checks = append(checks, checkType(root, int64(s.Type)))
+		checks = append(checks, checkType(root, s.Type))
 	}
 	if os.Geteuid() != 0 {
 		return checks

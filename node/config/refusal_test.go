@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"strings"
 	"testing"
 )
@@ -160,10 +161,14 @@ func refuses(t *testing.T, text string, want []string) {
 		t.Fatalf("%d problems, want %d:\n%v", len(got), len(want), err)
 	}
 	for i, err := range got {
+		var problem *Error
+		if !errors.As(err, &problem) {
+			t.Fatalf("%T: %v", err, err)
+		}
 		text := strings.TrimPrefix(err.Error(), "f")
 		if strings.HasPrefix(want[i], ": ") {
-			text = text[strings.Index(text, ": "):]
-		} else if err.(*Error).Line == 0 {
+			text = ": " + problem.Key + ": " + problem.Problem
+		} else if problem.Line == 0 {
 			t.Errorf("no line: %v", err)
 		}
 		if !strings.HasPrefix(text, want[i]) {

@@ -22,7 +22,7 @@ import (
 const leastMajor = 2
 
 // serving returns nil if containerd answers.
-func serving(ctx context.Context, address string) error {
+func serving(ctx context.Context, address string) (err error) {
 	// gRPC would wait a second before it tries again.
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", address)
 	if err != nil {
@@ -33,7 +33,7 @@ func serving(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { err = errors.Join(err, c.Close()) }()
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	ok, err := c.IsServing(ctx)
@@ -55,7 +55,7 @@ func check(ctx context.Context, at api.Containerd) (version string, err error) {
 	if err != nil {
 		return "", err
 	}
-	defer c.Close()
+	defer func() { err = errors.Join(err, c.Close()) }()
 	v, err := c.Version(ctx)
 	if err != nil {
 		return "", fmt.Errorf("ask for its version: %w", err)

@@ -41,7 +41,7 @@ func managed(t *testing.T) *config.Config {
 	if _, err := os.Stat(filepath.Join(programs, "containerd")); err != nil {
 		t.Fatalf("%v: run `make runtime`, or name the directory in BERTH_RUNTIME", err)
 	}
-	dir, err := os.MkdirTemp("", "rt") // sockets need short paths
+	dir, err := os.MkdirTemp("", "rt") //nolint:usetesting // sockets need short paths
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +134,7 @@ func testPlugins(t *testing.T, address string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	answer, err := c.IntrospectionService().Plugins(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -159,7 +159,7 @@ func testContainer(t *testing.T, address string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	ctx := namespaces.WithNamespace(t.Context(), "test")
 	var mounts []specs.Mount
 	for _, dir := range []string{"/bin", "/lib", "/lib64", "/usr"} {
@@ -226,7 +226,7 @@ func leavesNothing(t *testing.T, dir string) {
 
 func TestDeadContainerdSaysWhy(t *testing.T) {
 	c := managed(t)
-	if err := os.MkdirAll(filepath.Join(c.Root), 0o711); err != nil {
+	if err := os.MkdirAll(c.Root, 0o711); err != nil {
 		t.Fatal(err)
 	}
 	// containerd cannot make a directory where a file is.

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -271,7 +272,7 @@ func TestStopKillsTheStubborn(t *testing.T) {
 func orphan(t *testing.T, p Program) api.Process {
 	t.Helper()
 	cmd := exec.Command(p.Path)
-	cmd.Env = append(p.Env, roleVariable+"=supervisor")
+	cmd.Env = append(slices.Clone(p.Env), roleVariable+"=supervisor")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
