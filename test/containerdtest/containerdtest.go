@@ -28,14 +28,14 @@ func Missing() string {
 	if os.Geteuid() != 0 {
 		return "containerd needs root"
 	}
-	if _, err := programs(); err != nil {
+	if _, err := Programs(); err != nil {
 		return err.Error()
 	}
 	return ""
 }
 
-// programs finds the directory of the runtime's programs.
-func programs() (string, error) {
+// Programs finds the directory of the runtime's programs.
+func Programs() (string, error) {
 	dir := os.Getenv(Env)
 	if dir == "" {
 		root, err := moduleRoot()
@@ -72,7 +72,7 @@ func moduleRoot() (string, error) {
 // Start runs containerd with everything it writes below dir, and returns the address of its socket. stop ends it
 // with all its containers, unmounts what is left below dir, and removes dir.
 func Start(dir string) (address string, stop func(), err error) {
-	bin, err := programs()
+	bin, err := Programs()
 	if err != nil {
 		return "", nil, err
 	}
