@@ -124,7 +124,7 @@ func TestOverlap(t *testing.T) {
 			p, err := Open(t.Context(), testConfig(t.TempDir()), testLog())
 			run(t, "ip", "route", "del", c.route, "dev", "out0", "table", table)
 			if err == nil {
-				p.Close(t.Context())
+				err = p.Close(t.Context())
 			}
 			if c.want == "" && err != nil || c.want != "" && (!errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), c.want)) {
 				t.Errorf("route %s in %s: %v, expected %q", c.route, table, err, c.want)

@@ -125,10 +125,10 @@ func newOutside(t testing.TB) outside {
 		}
 	}
 	check(namespace.Create(o.netns, func() error { return setUp("lo") }))
-	t.Cleanup(func() { namespace.Remove(o.netns) })
+	t.Cleanup(func() { tidy(t, namespace.Remove(o.netns)) })
 	p := &Pool{config: Config{MTU: 1400}}
 	check(p.addVeth("out0", 0, o.netns, "eth0"))
-	t.Cleanup(func() { removeLink("out0") })
+	t.Cleanup(func() { tidy(t, removeLink("out0")) })
 	check(setAddr("out0", netip.MustParsePrefix("203.0.113.1/24")))
 	check(addDefaultRoute("out0", netip.MustParseAddr("203.0.113.10")))
 	check(namespace.Do(o.netns, func() error {
@@ -167,7 +167,7 @@ func echo(t testing.TB, netns, addr string) {
 				return
 			}
 			host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
-			io.WriteString(c, host)
+			_, _ = io.WriteString(c, host) // the caller will miss it
 			c.Close()
 		}
 	}()
@@ -182,7 +182,9 @@ func call(netns, addr string) (string, error) {
 			return err
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(2 * time.Second))
+		if err := c.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
+			return err
+		}
 		said, err = io.ReadAll(c)
 		return err
 	})
@@ -223,6 +225,14 @@ func state(t testing.TB, dir string) string {
 		}
 	}
 	return b.String()
+}
+
+// tidy is for what a test does when it is over.
+func tidy(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 func run(t testing.TB, args ...string) {

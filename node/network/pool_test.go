@@ -105,8 +105,8 @@ func TestAdoptAfterKill(t *testing.T) {
 	if _, inUse := Open(t.Context(), testConfig(dir), testLog()); !errdefs.IsUnavailable(inUse) {
 		t.Errorf("opened twice: %v", inUse)
 	}
-	cmd.Process.Kill()
-	cmd.Wait()
+	tidy(t, cmd.Process.Kill())
+	_ = cmd.Wait() // says that it was killed
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +163,7 @@ func TestAdoptRefusesStrangers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.Close(t.Context())
+	defer func() { tidy(t, p.Close(t.Context())) }()
 	n := config.network(3)
 	n.Job, n.Profile = "job", "open"
 	other := n

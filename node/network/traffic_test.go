@@ -34,7 +34,7 @@ func checkReach(t *testing.T, cases []reach) {
 			switch {
 			case c.want == "" && err == nil:
 				t.Errorf("%s answered %q, expected no answer", c.addr, got)
-			case c.want == "" && !(errors.As(err, &timeout) && timeout.Timeout()):
+			case c.want == "" && (!errors.As(err, &timeout) || !timeout.Timeout()):
 				t.Errorf("%s: %v, expected a time-out", c.addr, err)
 			case c.want != "" && err != nil:
 				t.Errorf("%s: %v", c.addr, err)
@@ -119,7 +119,7 @@ func TestForging(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	defer heard.Close()
+	defer func() { tidy(t, heard.Close()) }()
 	if err := namespace.Do(evil.Netns, func() error {
 		conn, err := nftables.New()
 		if err != nil {
@@ -140,7 +140,7 @@ func TestForging(t *testing.T) {
 	// The true packets are sent last: what came before them has been dropped.
 	expect := func(who string, heard net.PacketConn, want string) {
 		t.Helper()
-		heard.SetReadDeadline(time.Now().Add(2 * time.Second))
+		tidy(t, heard.SetReadDeadline(time.Now().Add(2*time.Second)))
 		buf := make([]byte, 100)
 		n, _, err := heard.ReadFrom(buf)
 		if err != nil || string(buf[:n]) != want {
@@ -173,7 +173,7 @@ func TestForging(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer node.Close()
+	defer func() { tidy(t, node.Close()) }()
 	send(evil.Address, "203.0.113.1", "over the bridge")
 	send(evil.Gateway, "203.0.113.1", "over the bridge with its address there")
 	send(victim.Address, nodeAddr.String(), "as the victim")
@@ -192,7 +192,7 @@ func forge(from netip.Addr, to string, port uint16, text string) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	dst := netip.MustParseAddr(to).As4()
 	packet := make([]byte, 28, 28+len(text)) // the kernel fills in length, id and checksum
 	packet[0], packet[8], packet[9] = 0x45, 64, unix.IPPROTO_UDP
@@ -301,7 +301,7 @@ func TestInsideNamespace(t *testing.T) {
 			if err != nil {
 				t.Errorf("unprivileged ping: %v", err)
 			} else {
-				unix.Close(fd)
+				tidy(t, unix.Close(fd))
 			}
 			ifaces, err := os.ReadFile("/proc/thread-self/net/if_inet6")
 			for line := range strings.Lines(string(ifaces)) {

@@ -28,7 +28,11 @@ func TestJobNetwork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer pool.Close(t.Context())
+	defer func() {
+		if err := pool.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}()
 	if err := pool.Adopt(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}

@@ -73,12 +73,12 @@ func Serve(ctx context.Context, o Options) error {
 	} else if !ok {
 		return fmt.Errorf("another resolver serves %s: %w", o.Socket, errdefs.ErrUnavailable)
 	}
-	defer lock.Unlock()
+	defer func() { _ = lock.Unlock() }()
 	listener, err := listenPrivate(o.Socket)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(o.Socket)
+	defer func() { _ = os.Remove(o.Socket) }()
 
 	s := &server{version: o.Version, log: o.Log, host: &hostServers{files: o.ResolvConf}, zones: map[string]*zone{}}
 	defer s.closeAll()
@@ -87,7 +87,7 @@ func Serve(ctx context.Context, o Options) error {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		if control.Shutdown(grace) != nil {
-			control.Close()
+			_ = control.Close()
 		}
 	})
 	defer stop()
@@ -110,7 +110,7 @@ func listenPrivate(path string) (net.Listener, error) {
 	}
 	l.SetUnlinkOnClose(false)
 	if err := errors.Join(os.Chmod(hidden, 0o600), os.Rename(hidden, path)); err != nil {
-		l.Close()
+		_ = l.Close()
 		return nil, fmt.Errorf("publish resolver socket: %w", err)
 	}
 	return l, nil

@@ -44,7 +44,11 @@ func jobNamespace(t *testing.T) string {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { namespace.Remove(path) })
+	t.Cleanup(func() {
+		if err := namespace.Remove(path); err != nil {
+			t.Error(err)
+		}
+	})
 	return path
 }
 
@@ -132,14 +136,19 @@ func newUpstream(t *testing.T, addr string, handle func(network string, q, m *dn
 			m := new(dns.Msg).SetReply(q)
 			handle(network, q, m)
 			if m.Id != 0 {
-				w.WriteMsg(m)
+				_ = w.WriteMsg(m) // the resolver may have given up
 			}
 		})
 		started := make(chan struct{})
 		s.NotifyStartedFunc = func() { close(started) }
-		go s.ActivateAndServe()
+		ended := make(chan error, 1)
+		go func() { ended <- s.ActivateAndServe() }()
 		<-started
-		t.Cleanup(func() { s.Shutdown() })
+		t.Cleanup(func() {
+			if err := errors.Join(s.Shutdown(), <-ended); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 	return u
 }
@@ -358,7 +367,9 @@ func TestFlood(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	conn.SetReadDeadline(time.Now().Add(700 * time.Millisecond))
+	if err := conn.SetReadDeadline(time.Now().Add(700 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
 	if got := said(conn.ReadMsg()); got != "SERVFAIL" {
 		t.Errorf("one query too many: %s", got)
 	}
@@ -433,7 +444,9 @@ func TestZoneReleasesNamespace(t *testing.T) {
 	asking := make(chan struct{})
 	go func() {
 		defer close(asking)
-		query(t, netns, "tcp", "x.example.", dns.TypeA)
+		if m, err := query(t, netns, "tcp", "x.example.", dns.TypeA); err == nil && m.Rcode != dns.RcodeServerFailure {
+			t.Errorf("answer from a closed zone: %v", m)
+		}
 	}()
 	for deadline := time.Now().Add(5 * time.Second); len(silent.queries()) == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -456,7 +469,9 @@ func TestZoneReleasesNamespace(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
-	idle.SetReadDeadline(time.Now().Add(time.Second))
+	if err := idle.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := idle.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("connection is still open: %v", err)
 	}

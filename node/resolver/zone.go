@@ -72,7 +72,7 @@ func openZone(at place, c *content, host *hostServers, log *logrus.Entry) (*zone
 			return err
 		}
 		if z.tcp, err = net.Listen("tcp4", at.addr); err != nil {
-			z.udp.Close()
+			_ = z.udp.Close()
 		}
 		return err
 	})
@@ -115,8 +115,8 @@ func (z *zone) close() {
 			z.log.WithError(err).Warn("cannot stop the job's name service")
 		}
 	}
-	z.udp.Close()
-	z.tcp.Close()
+	_ = z.udp.Close() // where Shutdown has not
+	_ = z.tcp.Close()
 	z.done.Wait()
 }
 

@@ -90,7 +90,11 @@ func TestCreateFails(t *testing.T) {
 	if err := Create(path, func() error { return nil }); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { Remove(path) })
+	t.Cleanup(func() {
+		if err := Remove(path); err != nil {
+			t.Error(err)
+		}
+	})
 	if err := Create(path, func() error { return nil }); !errors.Is(err, os.ErrExist) {
 		t.Errorf("create twice: %v", err)
 	}
@@ -105,7 +109,11 @@ func TestSocketsStay(t *testing.T) {
 	if err := Create(path, func() error { return nil }); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { Remove(path) })
+	t.Cleanup(func() {
+		if err := Remove(path); err != nil {
+			t.Error(err)
+		}
+	})
 	var l net.Listener
 	if err := Do(path, func() (err error) {
 		l, err = net.Listen("tcp4", "0.0.0.0:5432")
