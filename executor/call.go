@@ -3,12 +3,13 @@ package executor
 import (
 	"os"
 	"path/filepath"
+	"strings"
 
 	"gitlab.com/gitlab-org/gitlab-runner/executors/custom/api"
 )
 
-// VariablePrefix marks job variables in the environment of a call.
-const VariablePrefix = "CUSTOM_ENV_"
+// variablePrefix marks job variables in the environment of a call.
+const variablePrefix = "CUSTOM_ENV_"
 
 // Call is the environment of one of gitlab-runner's four calls.
 type Call struct {
@@ -18,33 +19,42 @@ type Call struct {
 	// PayloadFile is the path of the job payload.
 	PayloadFile string
 
-	env           func(string) string
+	variables     map[string]string
 	buildFailure  int
 	systemFailure int
 	exitCodeFile  string
 }
 
-// CallFromEnvironment reads what gitlab-runner set, through os.Getenv or a
-// stand-in for it.
-func CallFromEnvironment(env func(string) string) *Call {
-	c := &Call{
-		TempDir:      env("TMPDIR"),
-		PayloadFile:  env(api.JobResponseFileVariable),
-		exitCodeFile: env(api.BuildCodeFileVariable),
-		env:          env,
+// NewCall reads what gitlab-runner set: os.Environ, or a stand-in for it.
+func NewCall(environ []string) *Call {
+	c := &Call{variables: map[string]string{}}
+	own := map[string]string{}
+	for _, entry := range environ {
+		key, value, _ := strings.Cut(entry, "=")
+		if variable, ok := strings.CutPrefix(key, variablePrefix); ok {
+			c.variables[variable] = value
+		} else {
+			own[key] = value
+		}
 	}
+	c.TempDir = own["TMPDIR"]
+	c.PayloadFile = own[api.JobResponseFileVariable]
+	c.exitCodeFile = own[api.BuildCodeFileVariable]
+	c.buildFailure, c.systemFailure = failureCodes(own)
 	// The payload's folder is the job's own; TMPDIR may be the host's where
 	// someone runs a call by hand.
 	if c.PayloadFile != "" {
 		c.TempDir = filepath.Dir(c.PayloadFile)
 	}
-	c.buildFailure, c.systemFailure = failureCodes(env)
 	return c
 }
 
+// Variables are all job variables as the runner expanded them.
+func (c *Call) Variables() map[string]string { return c.variables }
+
 // Variable is the value of a job variable as the runner expanded it. It may
 // come from anyone: never take identity or trust from it.
-func (c *Call) Variable(key string) string { return c.env(VariablePrefix + key) }
+func (c *Call) Variable(key string) string { return c.variables[key] }
 
 // Expand replaces $NAME and ${NAME} by job variables, as gitlab-runner does
 // for image names, entrypoints and commands.

@@ -12,7 +12,11 @@ import (
 )
 
 func call(env map[string]string) *Call {
-	return CallFromEnvironment(func(key string) string { return env[key] })
+	var environ []string
+	for key, value := range env {
+		environ = append(environ, key+"="+value)
+	}
+	return NewCall(environ)
 }
 
 func TestExit(t *testing.T) {

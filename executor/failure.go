@@ -51,13 +51,13 @@ func (c *Call) Exit(w io.Writer, err error) int {
 	return c.buildFailure
 }
 
-func exitCode(env func(string) string, name string, fallback int) int {
-	if n, err := strconv.Atoi(env(name)); err == nil && n > 0 && n < 256 {
-		return n
+// failureCodes are those that gitlab-runner set, or 1 and 2 without one.
+func failureCodes(env map[string]string) (build, system int) {
+	code := func(name string, fallback int) int {
+		if n, err := strconv.Atoi(env[name]); err == nil && n > 0 && n < 256 {
+			return n
+		}
+		return fallback
 	}
-	return fallback
-}
-
-func failureCodes(env func(string) string) (build, system int) {
-	return exitCode(env, api.BuildFailureExitCodeVariable, 1), exitCode(env, api.SystemFailureExitCodeVariable, 2)
+	return code(api.BuildFailureExitCodeVariable, 1), code(api.SystemFailureExitCodeVariable, 2)
 }

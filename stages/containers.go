@@ -25,7 +25,8 @@ func (b *berth) buildConfig() container.Config {
 	c.Agent, c.AgentProgram = true, executablePath()
 	c.Entrypoint = b.call.ExpandAll(b.payload.Image.Entrypoint)
 	c.User = b.admission.Grant.Build.User
-	c.Env = append(c.Env, jobEnvironment()...)
+	// For the image's entrypoint; scripts export them themselves.
+	c.Env = append(c.Env, environment(b.call.Variables())...)
 	c.Security.Privileged = b.admission.Grant.Build.Privileged
 	c.Mounts = append(c.Mounts, b.nameMounts(container.RoleBuild)...)
 	return c
@@ -72,17 +73,6 @@ func environment(variables map[string]string) []string {
 	env := make([]string, 0, len(variables))
 	for key, value := range variables {
 		env = append(env, key+"="+value)
-	}
-	return env
-}
-
-// jobEnvironment is all job variables, for the image's entrypoint; scripts
-// export them themselves.
-func jobEnvironment() (env []string) {
-	for _, entry := range os.Environ() {
-		if variable, ok := strings.CutPrefix(entry, executor.VariablePrefix); ok {
-			env = append(env, variable)
-		}
 	}
 	return env
 }

@@ -16,7 +16,7 @@ func stageCommand(socket *string, c *cobra.Command, do func(*cobra.Command, *sta
 	c.GroupID = "runner"
 	profile := c.Flags().String("profile", "default", "profile of berthd.toml that holds for this runner's jobs")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		call := executor.CallFromEnvironment(os.Getenv)
+		call := executor.NewCall(os.Environ())
 		stage := &stages.Stage{Call: call, Profile: *profile, Berthd: api.NewClient(*socket), Version: version}
 		if status := call.Exit(os.Stderr, do(cmd, stage, args)); status != 0 {
 			return exitStatus(status)
