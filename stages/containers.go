@@ -228,5 +228,7 @@ func (b *berth) resolvConf() string {
 	if search := b.admission.Grant.Profile.DNSSearch; len(search) > 0 {
 		fmt.Fprintf(&r, "search %s\n", strings.Join(search, " "))
 	}
+	// Without, service names of one label would be tried in search domains first.
+	r.WriteString("options ndots:0\n")
 	return r.String()
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,11 +13,11 @@ import (
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sync/errgroup"
 
 	"gitlab.com/berth-ci/berth/container"
 	"gitlab.com/berth-ci/berth/executor"
+	"gitlab.com/berth-ci/berth/node/network/namespace"
 )
 
 // healthPortVariable names the port that tells whether a service is up.
@@ -177,29 +176,14 @@ func (b *berth) healthPorts(ctx context.Context, i int) (ports []int, err error)
 }
 
 // dialFrom tries a TCP connection from within a network namespace.
-func dialFrom(ctx context.Context, namespace, address string) error {
-	errs := make(chan error, 1)
-	go func() {
-		// The thread is not unlocked: it ends with the goroutine, and never
-		// serves another one in the wrong namespace.
-		runtime.LockOSThread()
-		errs <- func() error {
-			ns, err := netns.GetFromPath(namespace)
-			if err != nil {
-				return fmt.Errorf("open network namespace: %w", err)
-			}
-			defer ns.Close()
-			if err := netns.Set(ns); err != nil {
-				return fmt.Errorf("enter network namespace: %w", err)
-			}
-			conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", address)
-			if err != nil {
-				return err
-			}
-			return conn.Close()
-		}()
-	}()
-	return <-errs
+func dialFrom(ctx context.Context, netns, address string) error {
+	return namespace.Do(netns, func() error {
+		conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", address)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
 }
 
 // serviceLog is a service's log and how much of it the job log has.
