@@ -181,7 +181,7 @@ echo started`, nil)
 func TestRunAsAnotherUser(t *testing.T) {
 	pid, root := startAgent(t)
 	require.NoError(t, os.Mkdir(filepath.Join(root, "tmp/of-root"), 0o700))
-	_, stderr, exit, err := runScript(t.Context(), t, pid, "set -e; touch /tmp/of-root/file; id -u >/tmp/uid", &User{UID: 1234, GID: 4321})
+	_, stderr, exit, err := runScript(t.Context(), t, pid, "set -e; touch /tmp/of-root/file $HOME/file; id -u >/tmp/uid", &User{UID: 1234, GID: 4321})
 	require.NoError(t, err)
 	require.Zero(t, exit.Code, stderr)
 	var st unix.Stat_t

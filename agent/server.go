@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -116,6 +117,7 @@ func (a *server) run(conn *net.UnixConn, request start, files []*os.File) (ended
 	if u := request.User; u != nil && (u.UID != os.Getuid() || u.GID != os.Getgid()) {
 		attr.Sys.Credential = &syscall.Credential{Uid: uint32(u.UID), Gid: uint32(u.GID)}
 		attr.Sys.AmbientCaps = fileCapabilities()
+		attr.Env = append(attr.Env, "HOME="+homeOf(*u))
 	}
 	pid, exit, err := a.reaper.start(shell, []string{shell}, attr)
 	if err != nil {
@@ -134,6 +136,16 @@ func (a *server) run(conn *net.UnixConn, request start, files []*os.File) (ended
 		return ended{Code: 128 + int(status.Signal()), Signal: int(status.Signal())}, nil
 	}
 	return ended{Code: status.ExitStatus()}, nil
+}
+
+// homeOf is a home directory for a user whom the image does not know. Without
+// one git, for which access(2) counts, complains of root's.
+func homeOf(u User) string {
+	home := filepath.Join(os.TempDir(), fmt.Sprintf("home-%d", u.UID))
+	if err := os.Mkdir(home, 0o700); err == nil {
+		_ = os.Lchown(home, u.UID, u.GID)
+	}
+	return home
 }
 
 // fileCapabilities are those of the capabilities to handle other users' files

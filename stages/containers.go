@@ -41,6 +41,8 @@ func (b *berth) helperConfig() container.Config {
 	c.User = "0:0"
 	c.Security.KeepCaps = []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SETUID", "CAP_SETGID", "CAP_KILL"}
 	c.PathPrefix = agent.BinDir
+	// The job log says where it runs: "Running on NODE...".
+	c.Hostname = b.node
 	c.Mounts = append(c.Mounts, container.Bind(b.runner, agent.BinDir+"/gitlab-runner", "ro"))
 	c.Mounts = append(c.Mounts, b.nameMounts(container.RoleHelper)...)
 	return c
@@ -170,9 +172,13 @@ func (b *berth) writeNames() error {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("make name files: %w", err)
 		}
+		hostname := name
+		if name == container.RoleHelper {
+			hostname = b.node
+		}
 		for file, content := range map[string]string{
 			"hosts":       b.hosts(name),
-			"hostname":    name + "\n",
+			"hostname":    hostname + "\n",
 			"resolv.conf": b.resolvConf(),
 		} {
 			path := filepath.Join(dir, file)
@@ -204,7 +210,7 @@ func (b *berth) hosts(self string) string {
 	line := func(address string, names ...string) { fmt.Fprintf(&h, "%s\t%s\n", address, strings.Join(names, " ")) }
 	build := []string{container.RoleBuild}
 	if self == container.RoleHelper {
-		build = append(build, self)
+		build = append(build, b.node)
 	}
 	line(n.Address.String(), build...)
 	for i, service := range grant.Services {

@@ -46,6 +46,9 @@ func (s *Stage) Prepare(ctx context.Context) error {
 		admission: st.Admission,
 		client:    client,
 	}
+	if b.node, err = os.Hostname(); err != nil {
+		return fmt.Errorf("read the node's name: %w", err)
+	}
 	if b.runner, err = runnerBinary(runner, st.Admission.Dirs.Runners); err != nil {
 		return err
 	}
@@ -91,6 +94,7 @@ type berth struct {
 	admission *api.Admission
 	client    *containerd.Client
 	runner    string // binary of gitlab-runner
+	node      string // host name
 
 	build, helper containerd.Image
 	services      []containerd.Image
