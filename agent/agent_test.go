@@ -75,7 +75,7 @@ func startAgent(t *testing.T) (pid int, root string) {
 	self, err := os.Executable()
 	require.NoError(t, err)
 	cmd := exec.Command(self)
-	cmd.Env = []string{rootVariable + "=" + root, "PATH=/bin"}
+	cmd.Env = []string{rootVariable + "=" + root, "PATH=/bin", "HOME=/root"}
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS, Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,

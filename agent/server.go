@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -117,6 +119,7 @@ func (a *server) run(conn *net.UnixConn, request start, files []*os.File) (ended
 	if u := request.User; u != nil && (u.UID != os.Getuid() || u.GID != os.Getgid()) {
 		attr.Sys.Credential = &syscall.Credential{Uid: uint32(u.UID), Gid: uint32(u.GID)}
 		attr.Sys.AmbientCaps = fileCapabilities()
+		attr.Env = slices.DeleteFunc(attr.Env, func(entry string) bool { return strings.HasPrefix(entry, "HOME=") })
 		attr.Env = append(attr.Env, "HOME="+homeOf(*u))
 	}
 	pid, exit, err := a.reaper.start(shell, []string{shell}, attr)
