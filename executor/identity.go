@@ -73,6 +73,16 @@ func (i Identity) ProjectKey() string {
 	return fmt.Sprintf("p%d-%s", i.ProjectID, hash(i.Server)[:8])
 }
 
+// CacheKey names where the project's jobs keep their `cache:` on this node.
+// Jobs of protected refs have a place of their own, which no others write to:
+// the keys in it are chosen by scripts, and no defence.
+func (i Identity) CacheKey() string {
+	if i.Protected {
+		return i.ProjectKey() + "-protected"
+	}
+	return i.ProjectKey() + "-unprotected"
+}
+
 func hash(parts ...string) string {
 	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
 	return hex.EncodeToString(sum[:])

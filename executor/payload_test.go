@@ -57,6 +57,9 @@ func TestKeyTellsServersApart(t *testing.T) {
 	require.NotEqual(t, a.ProjectKey(), b.ProjectKey())
 	require.Equal(t, a.Key(), a.Key())
 	require.Regexp(t, `^j1-[0-9a-f]{8}$`, a.Key())
+	protected := a
+	protected.Protected = true
+	require.NotEqual(t, a.CacheKey(), protected.CacheKey())
 }
 
 func TestIdentityWithoutServerVariable(t *testing.T) {
