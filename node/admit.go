@@ -18,6 +18,8 @@ import (
 // Admit gives a job a berth, waiting for one if need be. Progress is called
 // with a line now and then. What was made is undone when it fails.
 func (j *Jobs) Admit(ctx context.Context, r api.AdmitRequest, progress func(string)) (*api.Admission, error) {
+	j.attending.Add(1)
+	defer j.attending.Done()
 	profile, err := j.profile(r.Profile)
 	if err != nil {
 		return nil, err
@@ -28,6 +30,9 @@ func (j *Jobs) Admit(ctx context.Context, r api.AdmitRequest, progress func(stri
 	}
 	if n := r.Request.Limits[executor.GPUCountVariable]; n != "" && n != "0" {
 		return nil, executor.Failf("%s is %q, but this node offers no GPUs: choose a runner that does by its tags", executor.GPUCountVariable, n)
+	}
+	if err := checkAliases(grant.Services); err != nil {
+		return nil, err
 	}
 	run := runner{r.Runner, r.TempDir}
 	if err := run.check(); err != nil {
@@ -102,7 +107,7 @@ func (j *Jobs) claim(ctx context.Context, r journal.Record) (*job, error) {
 // furnish makes all that a job gets. The journal knows of it before: of the
 // network by name, of the rest by the job's key.
 func (j *Jobs) furnish(ctx context.Context, e *job, grant *executor.Grant, request executor.Request) error {
-	dirs := j.Dirs.of(e.key, request.Job.ProjectKey())
+	dirs := j.Dirs.of(e.key, request.Job.CacheKey())
 	dirs.Registries, dirs.DockerConfig = j.settings.Registries, j.settings.DockerConfig
 	// It was made before it was asked for, or is removed by name at the next
 	// start if berthd ends right here.

@@ -18,6 +18,7 @@ import (
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/journal"
 	"gitlab.com/berth-ci/berth/node/network"
+	"gitlab.com/berth-ci/berth/node/resolver"
 )
 
 // Containers is what the jobs need of containerd.
@@ -39,7 +40,7 @@ type Networks interface {
 
 // Names answers DNS in the jobs' networks.
 type Names interface {
-	Put(ctx context.Context, job string, z Zone) error
+	Put(ctx context.Context, job string, z resolver.Zone) error
 	Remove(ctx context.Context, job string) error
 }
 

@@ -21,6 +21,7 @@ import (
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/journal"
 	"gitlab.com/berth-ci/berth/node/network"
+	"gitlab.com/berth-ci/berth/node/resolver"
 )
 
 // fakes stand in for all that Jobs has things made by. They keep what was
@@ -132,7 +133,7 @@ func (f fakeNetworks) Release(ctx context.Context, n network.Network) error {
 
 type fakeNames struct{ *fakes }
 
-func (f fakeNames) Put(ctx context.Context, job string, _ Zone) error {
+func (f fakeNames) Put(ctx context.Context, job string, _ resolver.Zone) error {
 	return f.put(ctx, "put names", "names "+job)
 }
 

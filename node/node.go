@@ -23,9 +23,11 @@ import (
 )
 
 const (
-	// shutdownTimeout is how long calls and releases under way may take when
-	// berthd ends. What is cut off is done again at the next start.
+	// shutdownTimeout is how long releases under way may take when berthd
+	// ends. What is cut off is done again at the next start.
 	shutdownTimeout = 15 * time.Second
+	// callsTimeout is how long callers have to hear that berthd ends.
+	callsTimeout = time.Second
 	// tendInterval is how often it is looked for what should not be there.
 	tendInterval = time.Minute
 )
@@ -47,6 +49,7 @@ type daemon struct {
 	runtime  *runtime.Runtime
 	client   *containerd.Client
 	networks *network.Pool
+	names    *resolverNames
 	jobs     *Jobs
 }
 
@@ -110,13 +113,7 @@ func (d *daemon) startRuntime(ctx context.Context) (err error) {
 	if err := d.runtime.Start(ctx); err != nil {
 		return err
 	}
-	d.onClose(func(ctx context.Context) error {
-		if d.jobs != nil && len(d.jobs.List()) == 0 {
-			return d.runtime.Stop(ctx)
-		}
-		d.runtime.Leave()
-		return nil
-	})
+	d.onClose(d.endUnlessUsed(d.runtime))
 	at := d.runtime.Containerd()
 	if d.client, err = containerd.New(at.Address, containerd.WithDefaultNamespace(at.Namespace)); err != nil {
 		return fmt.Errorf("connect to containerd: %w", err)
@@ -138,7 +135,27 @@ func (d *daemon) openNetworks(ctx context.Context) (err error) {
 		return err
 	}
 	d.onClose(d.networks.Close)
+	if d.names, err = startResolver(ctx, d.config, d.version, d.log); err != nil {
+		return err
+	}
+	d.onClose(d.endUnlessUsed(d.names.supervisor))
 	return nil
+}
+
+// program is one that outlives berthd while there are jobs.
+type program interface {
+	Leave()
+	Stop(context.Context) error
+}
+
+func (d *daemon) endUnlessUsed(p program) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if d.jobs != nil && len(d.jobs.List()) == 0 {
+			return p.Stop(ctx)
+		}
+		p.Leave()
+		return nil
+	}
 }
 
 // serve takes over the jobs of an earlier berthd and answers calls.
@@ -169,10 +186,17 @@ func (d *daemon) serve(ctx context.Context) error {
 		Boot:         boot,
 	}, d.log, Parts{
 		Journal: d.journal, Dirs: store, Cgroups: cgroups, Containers: runtimeContainers{d.client},
-		Networks: d.networks, Names: noNames{},
+		Networks: d.networks, Names: d.names,
 	})
 	d.onClose(func(ctx context.Context) error { end(errShutdown); return d.jobs.wait(ctx) })
 	d.jobs.Replay(ctx, alive, dead)
+	if err := d.names.keep(ctx, d.jobs.List()); err != nil {
+		d.log.WithError(err).Warn("cannot remove the names of former jobs")
+	}
+	// What is left over is known before it could be in a new job's way.
+	if err := d.jobs.Sweep(ctx); err != nil {
+		return err
+	}
 	d.jobs.attending.Go(func() { d.tend(life) })
 	go store.empty(life, d.log)
 
@@ -196,11 +220,11 @@ func (d *daemon) serve(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	d.log.Info("berthd stops; jobs go on")
-	end(errShutdown)
-	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	end(errShutdown) // and with it all calls
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), callsTimeout)
 	defer cancel()
-	if err := server.Shutdown(closing); err != nil {
-		return fmt.Errorf("end calls under way: %w", err)
+	if server.Shutdown(closing) != nil {
+		return server.Close()
 	}
 	return nil
 }
@@ -210,13 +234,13 @@ func (d *daemon) tend(ctx context.Context) {
 	tick := time.NewTicker(tendInterval)
 	defer tick.Stop()
 	for {
-		if err := d.jobs.Sweep(ctx); err != nil && ctx.Err() == nil {
-			d.log.WithError(err).Warn("cannot look for leftovers")
-		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		}
+		if err := d.jobs.Sweep(ctx); err != nil && ctx.Err() == nil {
+			d.log.WithError(err).Warn("cannot look for leftovers")
 		}
 		// Docker, when it starts, forbids what it does not know of.
 		if err := d.networks.AllowForwarding(); err != nil {

@@ -48,9 +48,32 @@ An empty configuration is fine; every key is explained in berthd.toml.example.`,
 			return node.Run(cmd.Context(), c, version, log)
 		},
 	}
+	root.AddCommand(resolverCommand())
 	root.Flags().StringVar(&file, "config", config.DefaultPath, "configuration file; the default one need not exist")
 	root.Flags().BoolVar(&check, "check", false, "check the configuration and start nothing")
 	return root
+}
+
+// resolverCommand is what berthd starts itself.
+func resolverCommand() *cobra.Command {
+	var socket, level string
+	c := &cobra.Command{
+		Use:    "resolver",
+		Short:  "Answer DNS in the jobs' networks, beside berthd",
+		Args:   cobra.NoArgs,
+		Hidden: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := logger(level)
+			if err != nil {
+				return err
+			}
+			return node.ServeResolver(cmd.Context(), socket, version, log)
+		},
+	}
+	c.Flags().StringVar(&socket, "socket", "", "control socket")
+	c.Flags().StringVar(&level, "log-level", "info", "how much to log")
+	_ = c.MarkFlagRequired("socket")
+	return c
 }
 
 func logger(level string) (*logrus.Entry, error) {
