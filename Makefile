@@ -60,8 +60,11 @@ test: root deps all runtime ## run all tests (root)
 test-unit: ## run the tests that need no root; the others say why they are skipped
 	$(GO) test -count=1 -short -timeout=5m ./...
 
-bench: root deps all runtime ## print the overhead of a job beside bare and docker (root)
-	$(GO) test -count=1 -run '^$$' -bench . -timeout=20m ./test
+# Of how many rounds to take medians.
+ROUNDS ?= 10
+
+bench: root deps runtime ## print the overhead of a job beside bare and docker (root)
+	$(GO) test -count=1 -run '^$$' -bench . -benchtime=$(ROUNDS)x -timeout=30m ./test/bench
 
 demo: root deps all runtime ## run the example pipeline from nothing, with times (root)
 	$(GO) run ./test/cmd/demo

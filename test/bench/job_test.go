@@ -31,6 +31,7 @@ func BenchmarkJob(b *testing.B) {
 				return err
 			})
 			section("Overhead of a trivial job (checkout of %d files, an echo), %d at once: medians of %d rounds", files, n, rounds)
+			note("All fetch everything anew. docker has the images and the host's network; bare works in an empty directory.")
 			s.lanes(fmt.Sprintf("%d at once", n))
 			s.report(b, wholeJob)
 		})

@@ -34,6 +34,7 @@ func BenchmarkGitLabRunner(b *testing.B) {
 	})
 	s.rows = []string{wholeJob}
 	section("A trivial job with a real gitlab-runner, as GitLab sees it: medians of %d rounds", rounds)
+	note("As above, but for the pull policy: always, the docker executor's own default.")
 	s.lanes("with a real gitlab-runner")
 	s.report(b, wholeJob)
 }

@@ -57,6 +57,9 @@ func section(format string, args ...any) {
 	fmt.Fprintf(&report, "\n%s\n%s\n", title, strings.Repeat("-", len(title)))
 }
 
+// note says what to know of a section.
+func note(text string) { fmt.Fprintln(&report, text) }
+
 // table writes rows whose cells are aligned at the right, but for the first.
 func table(rows [][]string) {
 	if len(rows) == 0 {
