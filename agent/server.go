@@ -142,23 +142,31 @@ func (a *server) run(conn *net.UnixConn, request start, files []*os.File) (ended
 }
 
 // homeOf is a home directory for a user whom the image does not know. Without
-// one git, for which access(2) counts, complains of root's.
+// one git, for which access(2) counts, complains of root's. Its settings, by
+// which helper images set up git-lfs, hold for the user, too.
 func homeOf(u User) string {
 	home := filepath.Join(os.TempDir(), fmt.Sprintf("home-%d", u.UID))
-	if err := os.Mkdir(home, 0o700); err == nil {
-		_ = os.Lchown(home, u.UID, u.GID)
+	if os.Mkdir(home, 0o700) != nil {
+		return home
 	}
+	const settings = ".gitconfig"
+	if text, err := os.ReadFile(filepath.Join(os.Getenv("HOME"), settings)); err == nil {
+		_ = os.WriteFile(filepath.Join(home, settings), text, 0o600)
+		_ = os.Lchown(filepath.Join(home, settings), u.UID, u.GID)
+	}
+	_ = os.Lchown(home, u.UID, u.GID)
 	return home
 }
 
 // fileCapabilities are those of the capabilities to handle other users' files
-// that the agent has itself.
+// that the agent has itself. To give files away is none of them, so that what
+// an archive holds belongs to the user who unpacks it.
 func fileCapabilities() (caps []uintptr) {
 	var data [2]unix.CapUserData
 	if unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0]) != nil {
 		return nil
 	}
-	for _, c := range []uintptr{unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER} {
+	for _, c := range []uintptr{unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER} {
 		if data[0].Permitted&(1<<c) != 0 {
 			caps = append(caps, c)
 		}
