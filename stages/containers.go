@@ -142,7 +142,7 @@ func (b *berth) entrypointFailure(c container.Config, status string) error {
 // what is the node's fault. runc reports both as text.
 func startFailure(c container.Config, err error) error {
 	text := err.Error()
-	for _, sign := range []string{"executable file not found", "no such file or directory: unknown", "permission denied: unknown", "no users found", "no groups found", "user \"", "unable to find user", "names no program"} {
+	for _, sign := range []string{"exec: \"", "exec format error", "no users found", "no groups found", "user \"", "unable to find user", "names no program"} {
 		if strings.Contains(text, sign) {
 			return executor.Failf("start image %s: %w", c.Image.Name(), err)
 		}
