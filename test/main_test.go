@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"os"
 	"testing"
-	"time"
 
 	"gitlab.com/berth-ci/berth/test/images"
 	"gitlab.com/berth-ci/berth/test/testnode"
@@ -37,8 +36,7 @@ func run(m *testing.M) (status int, err error) {
 	if missing = testnode.Missing(); missing != "" {
 		return m.Run(), nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
-	defer cancel()
+	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "berth-test")
 	if err != nil {
 		return 0, err
@@ -55,14 +53,14 @@ func run(m *testing.M) (status int, err error) {
 		return 0, err
 	}
 	defer func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
 		if stopErr := node.Stop(ctx); stopErr != nil {
 			err = errors.Join(err, stopErr)
 		}
 	}()
 	defer stopServer()
-	return m.Run(), nil
+	status = m.Run()
+	// Jobs of all kinds have been there, and left nothing.
+	return status, node.AwaitClean(ctx)
 }
 
 func needNode(t *testing.T) {

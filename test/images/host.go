@@ -49,8 +49,8 @@ func accounts(passwd, group string) tree {
 // gitTree has bash, git and git-lfs of this machine.
 func gitTree() (tree, error) {
 	t := tree{
-		// What `git lfs install --system` writes.
-		"/etc/gitconfig": text("[filter \"lfs\"]\n\tclean = git-lfs clean -- %f\n\tsmudge = git-lfs smudge -- %f\n" +
+		// What `git lfs install` writes, for root alone, as in helper images.
+		"/root/.gitconfig": text("[filter \"lfs\"]\n\tclean = git-lfs clean -- %f\n\tsmudge = git-lfs smudge -- %f\n" +
 			"\tprocess = git-lfs filter-process\n\trequired = true\n"),
 		"/usr/share/git-core/templates": directory(0o755),
 	}

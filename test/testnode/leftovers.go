@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/cgroup"
 )
 
@@ -284,4 +286,24 @@ func (n *Node) sweepRules(ctx context.Context) (left []string, err error) {
 		}
 	}
 	return left, err
+}
+
+// AwaitGone waits until berthd has no job of this id any more.
+func (n *Node) AwaitGone(ctx context.Context, id int64) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		jobs, err := n.Client.Jobs(ctx)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(jobs, func(j api.Job) bool { return j.Identity.ID == id }) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the end of job %d: %w", id, context.Cause(ctx))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
