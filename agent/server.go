@@ -32,6 +32,7 @@ func Serve() error {
 	// are caught, not ignored, since scripts would inherit that.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 	a := &server{reaper: newReaper()}
+	awaitReader()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
 		return fmt.Errorf("listen for stages: %w", err)
@@ -42,6 +43,24 @@ func Serve() error {
 			return fmt.Errorf("accept a stage: %w", err)
 		}
 		go a.serve(conn)
+	}
+}
+
+// awaitReader waits until what the image's entrypoint has printed is read, for
+// the log to have it when the agent can be connected to. A reader that is that
+// slow is not worth more than a second.
+func awaitReader() {
+	for range 1000 {
+		unread := 0
+		for _, fd := range []int{1, 2} {
+			if n, err := unix.IoctlGetInt(fd, unix.TIOCINQ); err == nil {
+				unread += n
+			}
+		}
+		if unread == 0 {
+			return
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -105,7 +105,7 @@ func (b *berth) startAgent(ctx context.Context, c container.Config) (process, ag
 	}
 	main, err := api.FindProcess(int(task.Pid()))
 	if err != nil {
-		return process{}, agent.User{}, b.entrypointFailure(c, "")
+		return process{}, agent.User{}, b.entrypointFailure(ctx, c, task, <-exited)
 	}
 	late := time.After(patience)
 	retry := time.NewTicker(2 * time.Millisecond)
@@ -123,7 +123,7 @@ func (b *berth) startAgent(ctx context.Context, c container.Config) (process, ag
 		select {
 		case <-retry.C:
 		case status := <-exited:
-			return process{}, agent.User{}, b.entrypointFailure(c, fmt.Sprintf(" with status %d", status.ExitCode()))
+			return process{}, agent.User{}, b.entrypointFailure(ctx, c, task, status)
 		case <-late:
 			fmt.Printf("Waiting for the entrypoint of image %s to start a shell...\n", c.Image.Name())
 		case <-ctx.Done():
@@ -133,9 +133,18 @@ func (b *berth) startAgent(ctx context.Context, c container.Config) (process, ag
 }
 
 // entrypointFailure is the job's failure, with what the entrypoint said.
-func (b *berth) entrypointFailure(c container.Config, status string) error {
+func (b *berth) entrypointFailure(ctx context.Context, c container.Config, task containerd.Task, status containerd.ExitStatus) error {
+	completeLog(ctx, task)
 	b.showLog(c)
-	return executor.Failf("the entrypoint of image %s ended%s before it started a shell: it must run the command that it is given; `image: {name: …, entrypoint: [\"\"]}` leaves it out", c.Image.Name(), status)
+	return executor.Failf("the entrypoint of image %s ended with status %d before it started a shell: it must run the command that it is given; `image: {name: …, entrypoint: [\"\"]}` leaves it out", c.Image.Name(), status.ExitCode())
+}
+
+// completeLog waits until the output of a task that has ended is in its log.
+// Only when a task is deleted does containerd wait for that.
+func completeLog(ctx context.Context, task containerd.Task) {
+	if _, err := task.Delete(ctx); err != nil {
+		warn(ctx, "berth: the output of container %s may be cut short: %v", task.ID(), err)
+	}
 }
 
 // startFailure tells what the job's configuration has brought about from

@@ -132,6 +132,7 @@ func (b *berth) awaitHealth(ctx context.Context, i int, task containerd.Task) st
 		select {
 		case <-retry.C:
 		case status := <-exited:
+			completeLog(ctx, task)
 			return fmt.Sprintf("Health check error: the service exited with status %d before it listened on TCP port %s", status.ExitCode(), joinPorts(ports))
 		case <-deadline:
 			return fmt.Sprintf("Health check error: no answer on TCP port %s within %v: %v; set %s in the service's variables if it listens elsewhere", joinPorts(ports), limit, last, healthPortVariable)
