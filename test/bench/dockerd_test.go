@@ -61,6 +61,7 @@ func startDockerd(ctx context.Context, dir string) (_ *dockerd, err error) {
 		"--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false")
 	d.cmd.Env = append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"))
 	d.cmd.Stdout, d.cmd.Stderr = log, log
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is for the caller
 	if err := d.cmd.Start(); err != nil {
 		d.cmd = nil
 		return nil, err

@@ -77,7 +77,7 @@ func buildTask(b *testing.B) containerd.Task {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { client.Close() })
+	b.Cleanup(func() { _ = client.Close() })
 	found, err := client.Containers(ctx, fmt.Sprintf("labels.%q==%s", container.RoleLabel, container.RoleBuild))
 	if err != nil || len(found) != 1 {
 		b.Fatalf("found %d build containers: %v", len(found), err)
@@ -100,7 +100,7 @@ func agentRun(ctx context.Context, pid int) error {
 	if err != nil {
 		return err
 	}
-	defer a.Close()
+	defer func() { _ = a.Close() }()
 	exit, err := a.Run(ctx, agent.Stage{Script: null, Stdout: null, Stderr: null})
 	if err == nil && exit.Code != 0 {
 		err = fmt.Errorf("exit code %d", exit.Code)

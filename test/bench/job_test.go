@@ -22,9 +22,7 @@ func BenchmarkJob(b *testing.B) {
 		b.Run(fmt.Sprintf("jobs=%d", n), func(b *testing.B) {
 			needBed(b)
 			s := newSamples()
-			for _, stage := range []string{"config", "prepare", "prepare_script", "get_sources", "build_script", "cleanup_file_variables", "cleanup"} {
-				s.rows = append(s.rows, stage)
-			}
+			s.rows = []string{"config", "prepare", "prepare_script", "get_sources", "build_script", "cleanup_file_variables", "cleanup"}
 			rounds := rounds(b, bed.lanes, func(l *lane) error {
 				results, err := l.run(b.Context(), bed.jobs(n))
 				s.addJobs(l.name, results)

@@ -12,7 +12,10 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -46,21 +49,31 @@ func run(m *testing.M) (status int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
 	bed = &testbed{dir: dir}
-	err = bed.start(ctx)
-	if err == nil {
-		status = m.Run()
-		fmt.Print(report.String())
-		if verdicts.Len() > 0 {
-			fmt.Printf("\nTargets\n-------\n%s", verdicts.String())
-		}
-	}
-	ctx, cancel = context.WithTimeout(context.Background(), 3*time.Minute)
+	stop := sync.OnceValue(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+		defer cancel()
+		return errors.Join(bed.stop(ctx), os.RemoveAll(dir))
+	})
+	interrupted, ignore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer ignore()
+	ctx, cancel := context.WithTimeout(interrupted, 5*time.Minute)
 	defer cancel()
-	return status, errors.Join(err, bed.stop(ctx))
+	if err := bed.start(ctx); err != nil {
+		return 0, errors.Join(err, stop())
+	}
+	// A benchmark cannot be interrupted, but what it runs on be taken away.
+	unhook := context.AfterFunc(interrupted, func() {
+		fmt.Fprintln(os.Stderr, errors.Join(errors.New("interrupted"), stop()))
+		os.Exit(1)
+	})
+	status = m.Run()
+	fmt.Print(report.String())
+	if verdicts.Len() > 0 {
+		fmt.Printf("\nTargets\n-------\n%s", verdicts.String())
+	}
+	unhook()
+	return status, stop()
 }
 
 func needBed(b *testing.B) {
