@@ -23,6 +23,10 @@ func (r runtimeContainers) Hold(ctx context.Context, job string) error {
 	return nil
 }
 
+func (r runtimeContainers) Kill(ctx context.Context, job string) error {
+	return container.Kill(ctx, r.client, job)
+}
+
 func (r runtimeContainers) Remove(ctx context.Context, job string) error {
 	return container.Remove(ctx, r.client, job)
 }

@@ -34,6 +34,7 @@ func (h *handler) routes() http.Handler {
 	for pattern, serve := range map[string]func(*reply, *http.Request) error{
 		"POST /v1/jobs/admit":         h.admit,
 		"POST /v1/jobs/{job}/release": h.release,
+		"POST /v1/jobs/{job}/end":     h.end,
 		"POST /v1/jobs/{job}/outcome": h.outcome,
 		"GET /v1/jobs":                h.list,
 		"GET /v1/jobs/watch":          h.watch,
@@ -92,6 +93,10 @@ func (h *handler) admit(w *reply, r *http.Request) error {
 
 func (h *handler) release(_ *reply, r *http.Request) error {
 	return h.jobs.Release(r.Context(), r.PathValue("job"))
+}
+
+func (h *handler) end(_ *reply, r *http.Request) error {
+	return h.jobs.End(r.Context(), r.PathValue("job"))
 }
 
 func (h *handler) outcome(_ *reply, r *http.Request) error {

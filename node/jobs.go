@@ -25,6 +25,8 @@ import (
 type Containers interface {
 	// Hold makes the lease that holds what a job makes.
 	Hold(ctx context.Context, job string) error
+	// Kill ends all processes of a job; it is idempotent.
+	Kill(ctx context.Context, job string) error
 	// Remove ends and removes all that a job has; it is idempotent.
 	Remove(ctx context.Context, job string) error
 	// Jobs lists the jobs that have anything.

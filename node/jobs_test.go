@@ -100,6 +100,10 @@ func (f fakeContainers) Hold(ctx context.Context, job string) error {
 	return f.put(ctx, "hold", "lease "+job)
 }
 
+func (f fakeContainers) Kill(ctx context.Context, job string) error {
+	return f.step(ctx, "kill containers", "lease "+job, func(map[string]bool) {})
+}
+
 func (f fakeContainers) Remove(ctx context.Context, job string) error {
 	return f.drop(ctx, "remove containers", "lease "+job)
 }
@@ -241,8 +245,8 @@ func silent(string) {}
 // empty asserts that nothing is left of any job.
 func (b *bench) empty(t testing.TB) {
 	t.Helper()
+	require.Eventually(t, func() bool { return len(b.List()) == 0 }, 10*time.Second, time.Millisecond)
 	require.Empty(t, b.left())
-	require.Empty(t, b.List())
 	records, err := b.Journal.Records()
 	require.NoError(t, err)
 	require.Empty(t, records)
@@ -507,17 +511,27 @@ func TestReleaseOnce(t *testing.T) {
 }
 
 func TestReleaseAgain(t *testing.T) {
-	for _, step := range []string{"remove containers", "remove names", "release network", "remove cgroup"} {
+	for _, step := range []string{"kill containers", "remove containers", "remove names", "release network", "remove cgroup"} {
 		t.Run(step, func(t *testing.T) {
 			b := newBench(t, limited(0))
 			r := request(t, 1, self(t))
 			_, err := b.Admit(t.Context(), r, silent)
 			require.NoError(t, err)
 			b.fail(step, errors.New("stuck"))
-			require.ErrorContains(t, b.Release(t.Context(), r.Request.Job.Key()), "stuck")
+			key := r.Request.Job.Key()
+			require.ErrorContains(t, b.Release(t.Context(), key), "stuck")
 			require.Equal(t, api.StateReleasing, b.List()[0].State)
-			_, err = b.Admit(t.Context(), request(t, 2, self(t)), silent)
-			require.True(t, errdefs.IsUnavailable(err), "what is stuck keeps its berth: %v", err)
+			next := request(t, 2, self(t))
+			_, err = b.Admit(t.Context(), next, silent)
+			if step == "kill containers" {
+				require.True(t, errdefs.IsUnavailable(err), "what still runs keeps its berth: %v", err)
+				require.ErrorContains(t, b.End(t.Context(), key), "stuck")
+			} else {
+				require.NoError(t, err)
+				require.NoError(t, b.End(t.Context(), key))
+				require.ErrorContains(t, b.Release(t.Context(), next.Request.Job.Key()), "stuck")
+			}
+			require.ErrorContains(t, b.Release(t.Context(), key), "stuck")
 
 			b.fail("", nil)
 			if step == "remove names" {
@@ -529,6 +543,32 @@ func TestReleaseAgain(t *testing.T) {
 			b.empty(t)
 		})
 	}
+}
+
+// Who ends a job waits for its processes alone, and so does who wants its
+// place.
+func TestEnd(t *testing.T) {
+	b := newBench(t, limited(0))
+	r := request(t, 1, self(t))
+	_, err := b.Admit(t.Context(), r, silent)
+	require.NoError(t, err)
+	hang := make(chan struct{})
+	b.on = func(s string) error {
+		if s == "remove containers" {
+			<-hang
+		}
+		return nil
+	}
+	require.NoError(t, b.End(t.Context(), r.Request.Job.Key()))
+	require.Equal(t, 1, b.count("kill containers"))
+	require.Equal(t, api.StateReleasing, b.List()[0].State)
+	next := request(t, 2, self(t))
+	_, err = b.Admit(t.Context(), next, silent)
+	require.NoError(t, err)
+	close(hang)
+	require.NoError(t, b.Release(t.Context(), r.Request.Job.Key()))
+	require.NoError(t, b.Release(t.Context(), next.Request.Job.Key()))
+	b.empty(t)
 }
 
 func TestReleaseRefusesKeys(t *testing.T) {

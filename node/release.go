@@ -22,12 +22,28 @@ var errReleased = fmt.Errorf("it was released: %w", errdefs.ErrAborted)
 
 // attempt is one attempt to release a job, for all who ask meanwhile.
 type attempt struct {
+	// stopped is closed when nothing of the job runs any more.
+	stopped chan struct{}
+	// done is closed when nothing is left of it, or after a failure.
 	done chan struct{}
 	err  error // valid when done
 }
 
+// wait waits until nothing is left of the job.
 func (a *attempt) wait(ctx context.Context) error {
 	select {
+	case <-a.done:
+		return a.err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: the release goes on", context.Cause(ctx))
+	}
+}
+
+// waitStopped waits until nothing of the job runs.
+func (a *attempt) waitStopped(ctx context.Context) error {
+	select {
+	case <-a.stopped:
+		return nil
 	case <-a.done:
 		return a.err
 	case <-ctx.Done():
@@ -38,11 +54,21 @@ func (a *attempt) wait(ctx context.Context) error {
 // Release ends a job and removes all it has. A job that is not on the node
 // may have left something all the same: that goes, too.
 func (j *Jobs) Release(ctx context.Context, key string) error {
+	return j.releaseUntil(ctx, key, (*attempt).wait)
+}
+
+// End is Release for those who need not wait for its second half: nothing of
+// the job runs when it returns, and what it had is removed soon after.
+func (j *Jobs) End(ctx context.Context, key string) error {
+	return j.releaseUntil(ctx, key, (*attempt).waitStopped)
+}
+
+func (j *Jobs) releaseUntil(ctx context.Context, key string, wait func(*attempt, context.Context) error) error {
 	if !keyPattern.MatchString(key) {
 		return fmt.Errorf("job %q: expected a job's key, such as j4711-0123abcd: %w", key, errdefs.ErrInvalidArgument)
 	}
 	e, _ := j.find(key)
-	if err := j.release(e, "").wait(ctx); err != nil {
+	if err := wait(j.release(e, ""), ctx); err != nil {
 		return fmt.Errorf("release job %s: %w", key, err)
 	}
 	return nil
@@ -68,7 +94,7 @@ func (j *Jobs) release(e *job, reason string) *attempt {
 	if e.releasing != nil {
 		return e.releasing
 	}
-	a := &attempt{done: make(chan struct{})}
+	a := &attempt{stopped: make(chan struct{}), done: make(chan struct{})}
 	e.releasing = a
 	j.attending.Go(func() {
 		defer close(a.done)
@@ -78,7 +104,7 @@ func (j *Jobs) release(e *job, reason string) *attempt {
 		if reason != "" {
 			log = log.WithField("reason", reason)
 		}
-		a.err = j.guard(func() error { return j.finish(ctx, e, reason) })
+		a.err = j.guard(func() error { return j.finish(ctx, e, reason, a.stopped) })
 		if a.err == nil {
 			log.Info("released a job")
 			return
@@ -91,8 +117,8 @@ func (j *Jobs) release(e *job, reason string) *attempt {
 	return a
 }
 
-// finish ends a job in whatever state it is.
-func (j *Jobs) finish(ctx context.Context, e *job, reason string) error {
+// finish ends a job in whatever state it is, and closes stopped on the way.
+func (j *Jobs) finish(ctx context.Context, e *job, reason string, stopped chan<- struct{}) error {
 	cause := errReleased
 	if reason != "" {
 		cause = fmt.Errorf("%s: %w", reason, errReleased)
@@ -103,12 +129,22 @@ func (j *Jobs) finish(ctx context.Context, e *job, reason string) error {
 	record, _ := j.update(e, reason, func(job *api.Job) error { job.State = api.StateReleasing; return nil })
 	e.writing.Unlock()
 	if e.holds {
-		if err := j.remove(ctx, record); err != nil {
-			return err
+		if err := j.Journal.Put(record); err != nil {
+			// A disk that is full is no reason to keep what the job has.
+			j.log.WithField("job", e.key).WithError(err).Warn("cannot note that a job is being released")
+		}
+		if err := j.Containers.Kill(ctx, e.key); err != nil {
+			return err // what lives must keep its network and files
 		}
 	}
 	if q := j.queues[record.Job.Profile]; q != nil {
 		q.leave(e.key)
+	}
+	close(stopped)
+	if e.holds {
+		if err := j.remove(ctx, record); err != nil {
+			return err
+		}
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -122,12 +158,8 @@ func (j *Jobs) finish(ctx context.Context, e *job, reason string) error {
 // thing uses the other. It can be done again after a failure at any point.
 func (j *Jobs) remove(ctx context.Context, r journal.Record) error {
 	key := r.Job.Key
-	if err := j.Journal.Put(r); err != nil {
-		// A disk that is full is no reason to keep what the job has.
-		j.log.WithField("job", key).WithError(err).Warn("cannot note that a job is being released")
-	}
 	if err := j.Containers.Remove(ctx, key); err != nil {
-		return err // what lives must keep its network and files
+		return err
 	}
 	if err := errors.Join(
 		j.Names.Remove(ctx, key),

@@ -66,6 +66,12 @@ func (c *Client) Release(ctx context.Context, job string) error {
 	return c.call(ctx, http.MethodPost, "/v1/jobs/"+url.PathEscape(job)+"/release", nil, nil)
 }
 
+// End is Release for those who need not wait for its second half: nothing of
+// the job runs when it returns, and what it had is removed soon after.
+func (c *Client) End(ctx context.Context, job string) error {
+	return c.call(ctx, http.MethodPost, "/v1/jobs/"+url.PathEscape(job)+"/end", nil, nil)
+}
+
 // Outcome reports how a stage ended.
 func (c *Client) Outcome(ctx context.Context, job string, o Outcome) error {
 	return c.call(ctx, http.MethodPost, "/v1/jobs/"+url.PathEscape(job)+"/outcome", o, nil)
