@@ -68,7 +68,7 @@ func TestNewRequestExpands(t *testing.T) {
 	}), p)
 	require.Equal(t, "golang:1.26", r.Image.Name)
 	require.Equal(t, "v19.4.0", r.Helper)
-	require.Equal(t, map[string]string{"BERTH_MEMORY_LIMIT": "2g"}, r.Limits)
+	require.Equal(t, map[string]string{"BERTH_MEMORY_LIMIT": "2g"}, r.Variables)
 	require.Equal(t, "group/shop", r.Job.Project)
 	require.Equal(t, []string{"db", "sql", "store"}, r.Services[0].Aliases)
 }

@@ -68,7 +68,7 @@ func (p Profile) Grant(name string, r Request) (*Grant, error) {
 		service.Aliases = ServiceNames(s.Name, s.Aliases)
 		g.Services = append(g.Services, service)
 	}
-	if g.Limits, err = p.grantLimits(name, r.Limits); err != nil {
+	if g.Limits, err = p.grantLimits(name, r.Variables); err != nil {
 		return nil, err
 	}
 	return g, nil

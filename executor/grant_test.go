@@ -32,7 +32,7 @@ func TestGrantRefuses(t *testing.T) {
 	strict.Memory, strict.MemoryMax = 1<<30, 4<<30
 	limits := func(key, value string) Request {
 		r := request("golang:1.26")
-		r.Limits = map[string]string{key: value}
+		r.Variables = map[string]string{key: value}
 		return r
 	}
 	policy := request("golang:1.26")
@@ -111,7 +111,7 @@ func TestGrantLimits(t *testing.T) {
 			p.CPUs, p.CPUsMax = tt.byDefault, tt.max
 			r := request("alpine")
 			if tt.asked != "" {
-				r.Limits = map[string]string{CPULimitVariable: tt.asked}
+				r.Variables = map[string]string{CPULimitVariable: tt.asked}
 			}
 			g, err := p.Grant("default", r)
 			require.NoError(t, err)

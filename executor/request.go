@@ -12,7 +12,9 @@ const (
 	CPULimitVariable    = "BERTH_CPU_LIMIT"
 	MemoryLimitVariable = "BERTH_MEMORY_LIMIT"
 	SHMSizeVariable     = "BERTH_SHM_SIZE"
-	GPUCountVariable    = "BERTH_GPU_COUNT"
+
+	// ownPrefix begins the names of all variables that are meant for Berth.
+	ownPrefix = "BERTH_"
 )
 
 // Request is what a job asks of the node. It holds no secrets: it is sent to
@@ -22,8 +24,9 @@ type Request struct {
 	Image    ImageRequest   `json:"image"`
 	Helper   string         `json:"helper_version"` // of gitlab-runner, for the default helper image
 	Services []ImageRequest `json:"services,omitempty"`
-	// Limits are the BERTH_* variables, as written.
-	Limits map[string]string `json:"limits,omitempty"`
+	// Variables are the job's BERTH_* variables, as written; empty ones are
+	// left out.
+	Variables map[string]string `json:"variables,omitempty"`
 }
 
 // ImageRequest is an `image:` or a service, with references expanded.
@@ -38,17 +41,17 @@ type ImageRequest struct {
 // NewRequest reads what the job of this call asks for.
 func NewRequest(c *Call, p *Payload) Request {
 	r := Request{
-		Job:    p.Identity(),
-		Image:  imageRequest(c, p.Image),
-		Helper: helperVersion(c.Variable("CI_RUNNER_VERSION")),
-		Limits: map[string]string{},
+		Job:       p.Identity(),
+		Image:     imageRequest(c, p.Image),
+		Helper:    helperVersion(c.Variable("CI_RUNNER_VERSION")),
+		Variables: map[string]string{},
 	}
 	for _, s := range p.Services {
 		r.Services = append(r.Services, imageRequest(c, s))
 	}
-	for _, key := range []string{CPULimitVariable, MemoryLimitVariable, SHMSizeVariable, GPUCountVariable} {
-		if v := strings.TrimSpace(c.Variable(key)); v != "" {
-			r.Limits[key] = v
+	for key, value := range c.Variables() {
+		if value = strings.TrimSpace(value); value != "" && strings.HasPrefix(key, ownPrefix) {
+			r.Variables[key] = value
 		}
 	}
 	return r

@@ -7,10 +7,12 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
 
 	"gitlab.com/berth-ci/berth/container"
 	"gitlab.com/berth-ci/berth/executor"
+	"gitlab.com/berth-ci/berth/gpu"
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/journal"
 )
@@ -28,8 +30,12 @@ func (j *Jobs) Admit(ctx context.Context, r api.AdmitRequest, progress func(stri
 	if err != nil {
 		return nil, err
 	}
-	if n := r.Request.Limits[executor.GPUCountVariable]; n != "" && n != "0" {
-		return nil, executor.Failf("%s is %q, but this node offers no GPUs: choose a runner that does by its tags", executor.GPUCountVariable, n)
+	asked, err := gpu.ParseRequest(r.Request.Variables)
+	if err != nil {
+		return nil, err
+	}
+	if asked.Count > 0 {
+		return nil, executor.Failf("the job asks for GPUs (%s), but this node offers none: choose a runner that does by its tags", gpu.CountVariable)
 	}
 	if err := checkAliases(grant.Services); err != nil {
 		return nil, err
@@ -70,10 +76,18 @@ func (j *Jobs) Admit(ctx context.Context, r api.AdmitRequest, progress func(stri
 	if err := j.queues[r.Profile].enter(ctx, e.record.Job, time.Duration(profile.Wait), progress); err != nil {
 		return nil, fmt.Errorf("admit job %s: %w", e.key, err)
 	}
+	called := time.Now()
 	if err := j.furnish(ctx, e, grant, r.Request); err != nil {
 		return nil, fmt.Errorf("admit job %s: %w", e.key, err)
 	}
 	admitted = true
+	j.log.WithFields(logrus.Fields{
+		"job":     e.key,
+		"project": r.Request.Job.Project,
+		"profile": r.Profile,
+		"waited":  called.Sub(e.record.Job.Since).Round(time.Millisecond),
+		"took":    time.Since(called).Round(100 * time.Microsecond),
+	}).Info("admitted a job")
 	a := e.record.Admission
 	return &a, nil
 }

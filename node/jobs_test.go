@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"gitlab.com/berth-ci/berth/executor"
+	"gitlab.com/berth-ci/berth/gpu"
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/journal"
 	"gitlab.com/berth-ci/berth/node/network"
@@ -328,7 +329,7 @@ func TestAdmitRefuses(t *testing.T) {
 	}{
 		"profile":     {func(r *api.AdmitRequest) { r.Profile = "gpu" }, `no profile "gpu"; it has: default`, true},
 		"no image":    {func(r *api.AdmitRequest) { r.Request.Image.Name = "" }, "names no image", true},
-		"gpus":        {func(r *api.AdmitRequest) { r.Request.Limits = map[string]string{executor.GPUCountVariable: "2"} }, "offers no GPUs", true},
+		"gpus":        {func(r *api.AdmitRequest) { r.Request.Variables = map[string]string{gpu.CountVariable: "2"} }, "offers none", true},
 		"dead runner": {func(r *api.AdmitRequest) { r.Runner.Start++ }, "has ended", false},
 		"temp dir":    {func(r *api.AdmitRequest) { r.TempDir += "/x" }, "no such directory", false},
 		"relative":    {func(r *api.AdmitRequest) { r.TempDir = "tmp" }, "absolute", false},
