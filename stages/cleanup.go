@@ -12,8 +12,9 @@ import (
 )
 
 // Cleanup ends the job. It is safe twice, without a prepare, and beside a
-// run that still lives. berthd removes everything; where it does not answer,
-// the containers are ended from here, and berthd sees to the rest when it is
+// run that still lives. Nothing of the job runs when it returns; berthd
+// removes everything that it had. Where berthd does not
+// answer, the containers are ended from here, and berthd sees to the rest when it is
 // back and finds the runner's directory of the job gone.
 func (s *Stage) Cleanup(ctx context.Context) error {
 	st, err := s.load()
@@ -23,7 +24,7 @@ func (s *Stage) Cleanup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = s.Berthd.Release(ctx, st.Job)
+	err = s.Berthd.End(ctx, st.Job)
 	if !errdefs.IsUnavailable(err) {
 		return err
 	}
