@@ -51,7 +51,7 @@ func TestLimits(t *testing.T) {
 			name:  "GPUs where there are none",
 			spec:  gitlab.JobSpec{Variables: variables("BERTH_GPU_COUNT", "1"), Script: []string{"echo not reached"}},
 			fails: true, exitCode: 1,
-			says: []string{"this node offers no GPUs"},
+			says: []string{"this node offers none"},
 		},
 	})
 }
