@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gitlab.com/berth-ci/berth/container"
+	"gitlab.com/berth-ci/berth/executor"
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/cgroup"
 	"gitlab.com/berth-ci/berth/node/config"
@@ -41,29 +42,31 @@ import (
 const asDaemon = "BERTHD_TEST_CONFIG"
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 3 && os.Args[1] == "resolver" { // as berthd starts it
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-		defer stop()
-		if err := ServeResolver(ctx, os.Args[3], "test", logrus.NewEntry(logrus.New())); err != nil {
-			fmt.Fprintln(os.Stderr, "resolver:", err)
-			os.Exit(1)
-		}
-		return
-	}
-	if file := os.Getenv(asDaemon); file != "" {
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-		defer stop()
-		c, err := config.Load(file)
-		if err == nil {
-			err = Run(ctx, c, "test", logrus.NewEntry(logrus.New()))
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "berthd:", err)
-			os.Exit(1)
-		}
-		return
+	switch file := os.Getenv(asDaemon); {
+	case len(os.Args) > 3 && os.Args[1] == "resolver": // as berthd starts it
+		os.Exit(process(func(ctx context.Context, log *logrus.Entry) error {
+			return ServeResolver(ctx, os.Args[3], "test", log)
+		}))
+	case file != "":
+		os.Exit(process(func(ctx context.Context, log *logrus.Entry) error {
+			c, err := config.Load(file)
+			if err != nil {
+				return err
+			}
+			return Run(ctx, c, "test", log)
+		}))
 	}
 	os.Exit(m.Run())
+}
+
+func process(run func(context.Context, *logrus.Entry) error) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, logrus.NewEntry(logrus.New())); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
 }
 
 // berthd is a real daemon in a process of its own, with all it needs.
@@ -87,7 +90,7 @@ func newBerthd(t testing.TB, profiles string) *berthd {
 		programs, err = filepath.Abs("../bin/runtime")
 		require.NoError(t, err)
 	}
-	dir, err := os.MkdirTemp("", "berthd")
+	dir, err := os.MkdirTemp("", "berthd") //nolint:usetesting // sockets need a short path
 	require.NoError(t, err)
 	b := &berthd{t: t, dir: dir, file: filepath.Join(dir, "berthd.toml")}
 	require.NoError(t, os.WriteFile(b.file, fmt.Appendf(nil, `
@@ -347,7 +350,7 @@ func TestDaemonKilledWhileItWorks(t *testing.T) {
 		}()
 		time.Sleep(time.Duration(i) * 8 * time.Millisecond)
 		b.end(syscall.SIGKILL)
-		<-done
+		t.Log("cut off:", <-done)
 	}
 	b.start()
 	a := b.admit(r) // prepare is tried again
@@ -420,6 +423,22 @@ func TestDaemonWithADamagedJournal(t *testing.T) {
 	kept, err := filepath.Glob(filepath.Join(b.config.Root, "journal.db.corrupt-*"))
 	require.NoError(t, err)
 	require.Len(t, kept, 1)
+}
+
+func TestDaemonRemovesLeftovers(t *testing.T) {
+	b := newBerthd(t, "")
+	lost := "j7-0123abcd"
+	for _, dir := range []string{"jobs/" + lost + "/builds", "trash/" + lost + ".1/builds"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(b.config.Root, dir), 0o755))
+	}
+	tree, err := cgroup.Host()
+	require.NoError(t, err)
+	require.NoError(t, tree.Create(filepath.Join(b.config.Limits.Cgroup, lost), executor.Limits{}))
+	b.start()
+	a := b.admit(request(t, 1, self(t)))
+	require.NoError(t, b.client.Release(t.Context(), a.Job))
+	b.nothingLeft(a)
+	require.NoDirExists(t, filepath.Join(b.config.Root, "jobs", lost))
 }
 
 func TestDaemonTwice(t *testing.T) {

@@ -24,10 +24,7 @@ import (
 
 // serve answers calls for the jobs of a bench.
 func serve(t testing.TB, b *bench) (client *api.Client, socket string) {
-	dir, err := os.MkdirTemp("", "berth") // short, as sockets need it
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	socket = filepath.Join(dir, "berthd.sock")
+	socket = filepath.Join(socketDir(t), "berthd.sock")
 	l, err := listen(socket, os.Getgid())
 	require.NoError(t, err)
 	h := &handler{jobs: b.Jobs, log: b.log, about: api.Version{Berthd: "1.0"}}

@@ -35,7 +35,7 @@ type fakes struct {
 	on func(step string) error
 }
 
-func (f *fakes) step(ctx context.Context, name, job string, change func(made map[string]bool)) error {
+func (f *fakes) step(ctx context.Context, name string, change func(made map[string]bool)) error {
 	f.mu.Lock()
 	f.calls = append(f.calls, name)
 	on := f.on
@@ -88,11 +88,11 @@ func (f *fakes) count(step string) (n int) {
 }
 
 func (f *fakes) put(ctx context.Context, step, what string) error {
-	return f.step(ctx, step, what, func(made map[string]bool) { made[what] = true })
+	return f.step(ctx, step, func(made map[string]bool) { made[what] = true })
 }
 
 func (f *fakes) drop(ctx context.Context, step, what string) error {
-	return f.step(ctx, step, what, func(made map[string]bool) { delete(made, what) })
+	return f.step(ctx, step, func(made map[string]bool) { delete(made, what) })
 }
 
 type fakeContainers struct{ *fakes }
@@ -101,8 +101,8 @@ func (f fakeContainers) Hold(ctx context.Context, job string) error {
 	return f.put(ctx, "hold", "lease "+job)
 }
 
-func (f fakeContainers) Kill(ctx context.Context, job string) error {
-	return f.step(ctx, "kill containers", "lease "+job, func(map[string]bool) {})
+func (f fakeContainers) Kill(ctx context.Context, _ string) error {
+	return f.step(ctx, "kill containers", func(map[string]bool) {})
 }
 
 func (f fakeContainers) Remove(ctx context.Context, job string) error {
@@ -127,9 +127,9 @@ func (f fakeNetworks) Take(ctx context.Context, job, profile string) (network.Ne
 	return n, f.put(ctx, "take", "network "+job)
 }
 
-func (f fakeNetworks) Join(ctx context.Context, n network.Network, name string, nth int) (network.Endpoint, error) {
+func (f fakeNetworks) Join(ctx context.Context, n network.Network, _ string, nth int) (network.Endpoint, error) {
 	e := network.Endpoint{Netns: fmt.Sprintf("%s-%d", n.Netns, nth), Addr: netip.AddrFrom4([4]byte{10, 0, 1, byte(3 + nth)})}
-	return e, f.step(ctx, "join", n.Job, func(map[string]bool) {})
+	return e, f.step(ctx, "join", func(map[string]bool) {})
 }
 
 func (f fakeNetworks) Release(ctx context.Context, n network.Network) error {
@@ -168,7 +168,11 @@ type bench struct {
 }
 
 func newBench(t testing.TB, profiles map[string]executor.Profile) *bench {
-	b := &bench{fakes: &fakes{made: map[string]bool{}}, root: t.TempDir()}
+	return newBenchAt(t, t.TempDir(), profiles)
+}
+
+func newBenchAt(t testing.TB, root string, profiles map[string]executor.Profile) *bench {
+	b := &bench{fakes: &fakes{made: map[string]bool{}}, root: root}
 	log := logrus.New()
 	log.SetOutput(t.Output())
 	start := func() {

@@ -204,7 +204,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		Berthd: d.version, Containerd: d.runtime.Version(), Root: d.config.Root,
 	}}
 	complaints := d.log.WriterLevel(logrus.WarnLevel)
-	defer complaints.Close()
+	defer func() { _ = complaints.Close() }()
 	server := &http.Server{
 		Handler:           h.routes(),
 		BaseContext:       func(net.Listener) context.Context { return life },

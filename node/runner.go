@@ -59,13 +59,13 @@ func (r runner) tempDirGone() bool {
 	if err != nil {
 		return false // the process says more about that
 	}
-	defer unix.Close(root)
+	defer func() { _ = unix.Close(root) }()
 	dir, err := unix.Openat2(root, r.tempDir, &unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_IN_ROOT,
 	})
 	if err == nil {
-		unix.Close(dir)
+		_ = unix.Close(dir)
 	}
 	return errors.Is(err, fs.ErrNotExist)
 }

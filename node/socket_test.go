@@ -12,7 +12,7 @@ import (
 )
 
 func socketDir(t testing.TB) string {
-	dir, err := os.MkdirTemp("", "berth")
+	dir, err := os.MkdirTemp("", "berth") //nolint:usetesting // sockets need a short path
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir

@@ -12,11 +12,16 @@ import (
 // version is set by the linker.
 var version = "development"
 
-func main() {
+func main() { os.Exit(execute(os.Args[1:])) }
+
+func execute(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := rootCommand().ExecuteContext(ctx); err != nil {
+	root := rootCommand()
+	root.SetArgs(args)
+	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "berthd:", err)
-		os.Exit(1)
+		return 1
 	}
+	return 0
 }

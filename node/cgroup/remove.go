@@ -87,7 +87,7 @@ func (t *Tree) kill(ctx context.Context, path string) error {
 	pidfds := make(map[int]int, len(found))
 	defer func() {
 		for _, fd := range pidfds {
-			unix.Close(fd)
+			_ = unix.Close(fd)
 		}
 	}()
 	for _, pid := range found {

@@ -146,7 +146,7 @@ func TestOpenMovesDamageAside(t *testing.T) {
 
 			j, moved, err := Open(path)
 			require.NoError(t, err)
-			defer j.Close()
+			defer func() { require.NoError(t, j.Close()) }()
 			require.Regexp(t, `journal\.db\.corrupt-\d{8}T\d{6}`, moved)
 			after, err := os.ReadFile(moved)
 			require.NoError(t, err)
