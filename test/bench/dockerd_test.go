@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -126,9 +127,31 @@ func (d *dockerd) stop(ctx context.Context) error {
 	if d.stopContainerd != nil {
 		d.stopContainerd()
 	}
+	// A Ctrl-C reaches containerd first, which then ends without its shims.
+	errs = append(errs, d.killShims())
 	tree, err := cgroup.Host()
 	if err == nil {
 		err = tree.Remove(ctx, d.cgroup)
 	}
 	return errors.Join(append(errs, err, mount.UnmountRecursive(d.dir, unix.MNT_DETACH), os.RemoveAll(d.dir))...)
+}
+
+// killShims ends the processes that name a file of dockerd's as an argument.
+func (d *dockerd) killShims() error {
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		command, _ := os.ReadFile(file) // fails for a process that has just ended
+		if !bytes.Contains(command, []byte("\x00"+d.dir+"/")) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil {
+			return err
+		}
+		_ = unix.Kill(pid, unix.SIGKILL) // it may have ended
+	}
+	return nil
 }

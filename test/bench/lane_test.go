@@ -128,7 +128,10 @@ func (l *lane) result() (r runner.Result, err error) {
 	return r, nil
 }
 
+// close ends the runner, which has no jobs unless it is interrupted.
 func (l *lane) close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 20*time.Second, errors.New("the runner's jobs did not end"))
+	defer cancel()
 	err := l.process.Stop(ctx)
 	if l.results != nil {
 		err = errors.Join(err, l.results.Close())
