@@ -43,6 +43,7 @@ type daemon struct {
 	// closers are called in reverse.
 	closers []func(context.Context) error
 
+	cgroups  *cgroup.Tree
 	listener net.Listener
 	journal  *journal.Journal
 	records  []journal.Record
@@ -77,8 +78,8 @@ func Run(ctx context.Context, c *config.Config, version string, log *logrus.Entr
 
 func (d *daemon) onClose(f func(context.Context) error) { d.closers = append(d.closers, f) }
 
-// openFiles takes the directories, the socket and the journal. Calls on the
-// socket wait until all is ready.
+// openFiles takes what only one berthd can have: its directories and cgroup,
+// the socket, the journal. Calls on the socket wait until all is ready.
 func (d *daemon) openFiles() error {
 	for _, dir := range []string{d.config.Root, d.config.State} {
 		unlock, err := lock(dir)
@@ -87,6 +88,15 @@ func (d *daemon) openFiles() error {
 		}
 		d.onClose(func(context.Context) error { return unlock() })
 	}
+	var err error
+	if d.cgroups, err = cgroup.Host(); err != nil {
+		return err
+	}
+	unlock, err := d.cgroups.Lock(d.config.Limits.Cgroup)
+	if err != nil {
+		return err
+	}
+	d.onClose(func(context.Context) error { return unlock() })
 	gid, err := groupID(d.config.Group)
 	if err != nil {
 		return err
@@ -168,10 +178,6 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err := d.networks.Adopt(ctx, networksOf(alive)); err != nil {
 		return err
 	}
-	cgroups, err := cgroup.Host()
-	if err != nil {
-		return err
-	}
 	store, err := openDirs(d.config.Root)
 	if err != nil {
 		return err
@@ -185,7 +191,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		DockerConfig: d.config.Registries.DockerConfig,
 		Boot:         boot,
 	}, d.log, Parts{
-		Journal: d.journal, Dirs: store, Cgroups: cgroups, Containers: runtimeContainers{d.client},
+		Journal: d.journal, Dirs: store, Cgroups: d.cgroups, Containers: runtimeContainers{d.client},
 		Networks: d.networks, Names: d.names,
 	})
 	d.onClose(func(ctx context.Context) error { end(errShutdown); return d.jobs.wait(ctx) })

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
 	"gitlab.com/berth-ci/berth/executor"
@@ -81,6 +82,18 @@ func TestCreateLimits(t *testing.T) {
 	require.NoError(t, tree.Remove(t.Context(), path))
 	require.Empty(t, tree.dirs(path))
 	require.NoError(t, tree.Remove(t.Context(), path))
+}
+
+func TestLock(t *testing.T) {
+	tree, path := host(t)
+	unlock, err := tree.Lock(path)
+	require.NoError(t, err)
+	_, err = tree.Lock(path)
+	require.True(t, errdefs.IsAlreadyExists(err), err)
+	require.NoError(t, unlock())
+	unlock, err = tree.Lock(path)
+	require.NoError(t, err)
+	require.NoError(t, unlock())
 }
 
 func TestCreateRefusesPaths(t *testing.T) {
