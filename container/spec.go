@@ -95,7 +95,8 @@ func withLimits(l executor.Limits) oci.SpecOpts {
 		for i, m := range s.Mounts {
 			if m.Destination == "/dev/shm" {
 				options := slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return strings.HasPrefix(o, "size=") })
-				s.Mounts[i].Options = append(options, fmt.Sprintf("size=%d", l.SHMSize))
+				options = append(options, fmt.Sprintf("size=%d", l.SHMSize))
+				s.Mounts[i].Options = options
 			}
 		}
 		return nil

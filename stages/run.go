@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"syscall"
@@ -81,14 +82,11 @@ func sealedScript(path string) (*os.File, error) {
 		return nil, fmt.Errorf("hold script: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "script")
-	if _, err := f.Write(b); err == nil {
-		_, err = f.Seek(0, 0)
-	}
-	if err == nil {
-		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
-	}
-	if err != nil {
-		f.Close()
+	_, err1 := f.Write(b)
+	_, err2 := f.Seek(0, io.SeekStart)
+	_, err3 := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		_ = f.Close()
 		return nil, fmt.Errorf("hold script: %w", err)
 	}
 	return f, nil
@@ -105,7 +103,7 @@ func (s *Stage) verdict(ctx context.Context, st *state, stage string, exit agent
 		if oom {
 			return executor.Failf("%s: %s", stage, outOfMemory)
 		}
-		return s.lost(st, stage)
+		return lost(stage)
 	case err != nil:
 		return fmt.Errorf("run %s: %w", stage, err)
 	case exit.Code == 0:
@@ -124,7 +122,7 @@ func (s *Stage) verdict(ctx context.Context, st *state, stage string, exit agent
 }
 
 // lost explains a container that is gone.
-func (s *Stage) lost(st *state, stage string) error {
+func lost(stage string) error {
 	name := "build"
 	if !userStage(stage) {
 		name = "helper"

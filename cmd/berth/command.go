@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -21,7 +22,8 @@ func execute() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	err := rootCommand().ExecuteContext(ctx)
-	if status, ok := err.(exitStatus); ok {
+	var status exitStatus
+	if errors.As(err, &status) {
 		return int(status)
 	}
 	if err != nil {
