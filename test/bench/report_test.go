@@ -111,6 +111,8 @@ func (s *samples) lanes(what string) {
 	toBare, toDocker := s.ratios(wholeJob)
 	judge("berth/bare, "+what, toBare, targetBare)
 	judge("berth/docker, "+what, toDocker, targetDocker)
+	// No isolation at all is the least that could be reached.
+	fmt.Fprintf(&verdicts, "%-40s %.2f\n", "  where bare/docker is", ratio(s.median(wholeJob, bare), s.median(wholeJob, docker)))
 }
 
 func judge(what string, got, target float64) {
