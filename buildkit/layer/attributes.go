@@ -94,8 +94,8 @@ func grow(read func([]byte) (int, error)) ([]byte, error) {
 	}
 }
 
-// opaque tells whether a layer's directory hides those of the layers below.
-func opaque(dir string) (bool, error) {
+// Opaque tells whether a layer's directory hides those of the layers below.
+func Opaque(dir string) (bool, error) {
 	value, err := getXattr(dir, overlayXattr+"opaque")
 	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
 		return false, nil

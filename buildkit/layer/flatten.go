@@ -79,7 +79,7 @@ func below(name string, dirs []string) ([]string, error) {
 			break
 		}
 		stack = append(stack, path)
-		hides, err := opaque(path)
+		hides, err := Opaque(path)
 		if err != nil {
 			return nil, err
 		}

@@ -82,12 +82,9 @@ func (o Overlay) Mount(target, empty string) error {
 // Unmount undoes Mount and removes the directory that it was mounted on. It is an error if something still uses the
 // mount in this mount namespace; the copies that containers have are theirs.
 func Unmount(target string) error {
-	mounted, err := mountinfo.Mounted(target)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
+	mounted, err := Mounted(target)
 	if err != nil {
-		return fmt.Errorf("look for mount: %w", err)
+		return err
 	}
 	if mounted {
 		if err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW); err != nil {
@@ -101,4 +98,13 @@ func Unmount(target string) error {
 		return fmt.Errorf("remove mount point: %w", err)
 	}
 	return nil
+}
+
+// Mounted tells whether something is mounted at a path, which need not exist.
+func Mounted(path string) (bool, error) {
+	mounted, err := mountinfo.Mounted(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return false, fmt.Errorf("look for mount: %w", err)
+	}
+	return mounted, nil
 }

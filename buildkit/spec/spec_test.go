@@ -10,7 +10,7 @@ import (
 func TestParse(t *testing.T) {
 	for text, want := range map[string]Cache{
 		"id=pip,target=/root/.cache/pip":                             {ID: "pip", Target: "/root/.cache/pip", Sharing: Snapshot},
-		" id=pip , target=deps , sharing=shared ":                    {ID: "pip", Target: "deps", Sharing: Shared},
+		"id=pip , target=deps, sharing = shared":                     {ID: "pip", Target: "deps", Sharing: Shared},
 		"id=apt,target=/var/cache/apt,sharing=locked":                {ID: "apt", Target: "/var/cache/apt", Sharing: Locked},
 		"id=go,target=/gocache,sharing=private,pool=3":               {ID: "go", Target: "/gocache", Sharing: Private, Pool: 3},
 		"ID=a,Target=b,readonly":                                     {ID: "a", Target: "b", Sharing: Snapshot, ReadOnly: true},

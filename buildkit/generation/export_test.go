@@ -1,0 +1,24 @@
+package generation
+
+import "context"
+
+// FlattenAt is the depth from which chains are flattened.
+const FlattenAt = flattenAt
+
+// FlattenNow is the depth that nothing published has.
+const FlattenNow = flattenNow
+
+// Crash makes a generation look as one of which the host went down before its data was on disk.
+func (s *Store) Crash(ctx context.Context, key string, number int) error {
+	return s.rewrite(ctx, key, func(i *Info) {
+		if i.Number == number {
+			i.Boot = "another"
+		}
+	})
+}
+
+// Records counts the layers of a key.
+func (s *Store) Records(ctx context.Context, key string) (int, error) {
+	records, err := s.records(ctx, key)
+	return len(records), err
+}

@@ -1,0 +1,113 @@
+package generation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/moby/buildkit/cache"
+	"github.com/moby/buildkit/client"
+
+	"gitlab.com/berth-ci/berth/buildkit/layer"
+)
+
+// Retake takes back, after a restart, the clones of jobs that live on, by what their journals say, and discards all
+// others. What is mounted stays mounted: a job sees nothing of it. Until it was called no clone is made.
+//
+// Clones that were published, or are gone, come back as lost.
+func (s *Store) Retake(ctx context.Context, records []Record) (clones []*Clone, lost []Record, err error) {
+	kept := map[string]bool{"empty": true}
+	for _, r := range records {
+		c, err := s.retake(ctx, r)
+		switch {
+		case cache.IsNotFound(err):
+			lost = append(lost, r)
+		case err != nil:
+			return nil, nil, err
+		default:
+			kept[r.ID] = true
+			clones = append(clones, c)
+		}
+	}
+	if err := s.unmountAll(kept); err != nil {
+		return nil, nil, err
+	}
+	if err := s.discardAll(ctx); err != nil {
+		return nil, nil, err
+	}
+	s.ready.Store(true)
+	return clones, lost, nil
+}
+
+func (s *Store) retake(ctx context.Context, r Record) (*Clone, error) {
+	ref, err := s.Cache.GetMutable(ctx, r.ID)
+	if err != nil {
+		return nil, fmt.Errorf("take back clone of cache %q: %w", r.Key, err)
+	}
+	o, err := s.overlay(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &Clone{store: s, ref: ref, record: r, overlay: o}, nil
+}
+
+// unmountAll removes the mounts of jobs that are gone.
+func (s *Store) unmountAll(kept map[string]bool) error {
+	entries, err := os.ReadDir(s.Dir)
+	if err != nil {
+		return fmt.Errorf("read mounts of caches: %w", err)
+	}
+	var errs []error
+	for _, entry := range entries {
+		if !kept[entry.Name()] {
+			errs = append(errs, layer.Unmount(filepath.Join(s.Dir, entry.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// discardAll drops the clones that nobody holds.
+func (s *Store) discardAll(ctx context.Context) error {
+	usage, err := s.Cache.DiskUsage(ctx, client.DiskUsageInfo{Filter: []string{"type==" + string(TypeClone)}})
+	if err != nil {
+		return fmt.Errorf("find clones: %w", err)
+	}
+	var errs []error
+	for _, u := range usage {
+		if u.InUse {
+			continue
+		}
+		ref, err := s.Cache.GetMutable(ctx, u.ID)
+		if err == nil {
+			err = ref.Release(ctx)
+		}
+		if err != nil && !cache.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("discard clone: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Collect deletes the layers that no generation and no clone needs any more.
+func (s *Store) Collect(ctx context.Context) error {
+	found, err := s.Cache.Search(ctx, infoIndex, true)
+	if err != nil {
+		return fmt.Errorf("search generations: %w", err)
+	}
+	var garbage []string
+	for _, md := range found {
+		if md.GetString(entryValue) == "" {
+			garbage = append(garbage, "id=="+md.ID())
+		}
+	}
+	if len(garbage) == 0 {
+		return nil
+	}
+	// What is used, by a clone or as the layer below another, is left by BuildKit.
+	if err := s.Cache.Prune(ctx, nil, client.PruneInfo{All: true, Filter: garbage}); err != nil {
+		return fmt.Errorf("delete layers: %w", err)
+	}
+	return nil
+}
