@@ -24,6 +24,7 @@ import (
 	ctdworker "github.com/moby/buildkit/worker/containerd"
 
 	"gitlab.com/berth-ci/berth/buildkit/cachemount"
+	"gitlab.com/berth-ci/berth/buildkit/gc"
 	"gitlab.com/berth-ci/berth/buildkit/generation"
 )
 
@@ -136,6 +137,14 @@ func (e *Engine) Mounts() *cachemount.Table { return e.mounts }
 
 // Generations are the caches of which each job gets a copy.
 func (e *Engine) Generations() *generation.Store { return e.generations }
+
+// Collector makes room; project tells whose a key is.
+func (e *Engine) Collector(project func(key string) string) *gc.Collector {
+	return &gc.Collector{
+		Mounts: e.mounts, Generations: e.generations, Cache: e.worker.CacheMgr, Sweep: e.worker.GarbageCollect,
+		Disk: e.generations.Layers(), Project: project,
+	}
+}
 
 // Held is what jobs hold, by their journals.
 type Held struct {

@@ -20,6 +20,9 @@ const (
 	usedValue = "cache.lastUsedAt"
 )
 
+// pinValue is ours: a directory that is kept from GC has it.
+const pinValue = "berth.pinned"
+
 // Usage is a directory of a cache mount.
 type Usage struct {
 	ID      string // of BuildKit's record
@@ -28,6 +31,7 @@ type Usage struct {
 	Created time.Time
 	Used    time.Time // when it was last given back
 	Holders []Holder  // of the key
+	Pinned  bool      // kept from GC
 }
 
 // List tells all directories. It measures each by itself: BuildKit would hold it meanwhile, and hand an empty one to
@@ -39,7 +43,7 @@ func (t *Table) List(ctx context.Context) ([]Usage, error) {
 	}
 	list := make([]Usage, 0, len(found))
 	for _, md := range found {
-		u := Usage{ID: md.ID(), Key: md.GetString(keyValue), Created: md.GetCreatedAt(), Used: lastUsed(md)}
+		u := Usage{ID: md.ID(), Key: md.GetString(keyValue), Created: md.GetCreatedAt(), Used: lastUsed(md), Pinned: md.GetString(pinValue) != ""}
 		u.Holders = t.Holders(u.Key)
 		size, err := t.Snapshots.Usage(ctx, u.ID)
 		if errdefs.IsNotFound(err) {
@@ -62,6 +66,28 @@ func lastUsed(md cache.RefMetadata) time.Time {
 		return time.Unix(0, ns)
 	}
 	return md.GetCreatedAt()
+}
+
+// Pin keeps the directories of a key from GC, or no longer.
+func (t *Table) Pin(ctx context.Context, key string, pinned bool) error {
+	found, err := mounts.SearchCacheDir(ctx, t.Cache, key, false)
+	if err != nil {
+		return fmt.Errorf("search cache: %w", err)
+	}
+	if len(found) == 0 {
+		return fmt.Errorf("there is no cache mount %q: %w", key, errdefs.ErrNotFound)
+	}
+	for _, md := range found {
+		if pinned {
+			err = md.SetString(pinValue, "true", "")
+		} else {
+			err = md.ClearValueAndIndex(pinValue, "")
+		}
+		if err != nil {
+			return fmt.Errorf("pin cache %q: %w", key, err)
+		}
+	}
+	return nil
 }
 
 // Remove deletes a directory, by its record. One that is held is left: errdefs.ErrFailedPrecondition.
