@@ -37,7 +37,7 @@ func Kill(ctx context.Context, client *containerd.Client, job string) error {
 // containers, their snapshots, and the lease. It is idempotent, and goes on
 // past what fails so that one stuck container does not keep the others.
 func Remove(ctx context.Context, client *containerd.Client, job string) error {
-	err := each(ctx, client, job, remove)
+	err := errors.Join(each(ctx, client, job, remove), removeShims(ctx, client, job))
 	if leaseErr := client.LeasesService().Delete(ctx, leases.Lease{ID: LeaseName(job)}); leaseErr != nil && !errdefs.IsNotFound(leaseErr) {
 		err = errors.Join(err, fmt.Errorf("delete lease of job %s: %w", job, leaseErr))
 	}
@@ -147,6 +147,15 @@ func Jobs(ctx context.Context, client *containerd.Client) ([]string, error) {
 	}
 	for _, l := range held {
 		jobs = append(jobs, l.Labels[JobLabel])
+	}
+	running, err := shims(client)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range running {
+		if job := s.job(); job != "" {
+			jobs = append(jobs, job)
+		}
 	}
 	slices.Sort(jobs)
 	return slices.Compact(jobs), nil

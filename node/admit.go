@@ -54,6 +54,7 @@ func (j *Jobs) Admit(ctx context.Context, r api.AdmitRequest, progress func(stri
 			Runner:   r.Runner,
 			Since:    time.Now().UTC(),
 		},
+		Caller:  r.Caller,
 		TempDir: r.TempDir,
 		Boot:    j.settings.Boot,
 	})

@@ -133,6 +133,9 @@ func (j *Jobs) finish(ctx context.Context, e *job, reason string, stopped chan<-
 			// A disk that is full is no reason to keep what the job has.
 			j.log.WithField("job", e.key).WithError(err).Warn("cannot note that a job is being released")
 		}
+		if err := endCaller(record.Caller); err != nil {
+			return err
+		}
 		if err := j.Containers.Kill(ctx, e.key); err != nil {
 			return err // what lives must keep its network and files
 		}

@@ -107,6 +107,40 @@ func (r runner) open() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "pidfd"), nil
 }
 
+// callerTimeout is how long a killed process may take to end.
+const callerTimeout = 10 * time.Second
+
+// endCaller ends the process that prepares a job, if it still does.
+func endCaller(caller api.Process) error {
+	if caller.PID <= 0 {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(caller.PID, 0)
+	if err == nil {
+		defer unix.Close(fd)
+	}
+	if !caller.Alive() { // asked after the opening, so that fd is the caller's
+		return nil
+	}
+	if err == nil {
+		err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	}
+	for deadline := time.Now().Add(callerTimeout); err == nil && caller.Alive(); {
+		left := time.Until(deadline)
+		if left <= 0 {
+			return fmt.Errorf("end process %d, which prepares the job: it still runs %v after SIGKILL", caller.PID, callerTimeout)
+		}
+		_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(left.Milliseconds())+1)
+		if errors.Is(err, unix.EINTR) {
+			err = nil
+		}
+	}
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("end process %d, which prepares the job: %w", caller.PID, err)
+	}
+	return nil
+}
+
 // awaitExit parks until a pidfd becomes readable.
 func awaitExit(pidfd *os.File) error {
 	conn, err := pidfd.SyscallConn()

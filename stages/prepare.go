@@ -66,15 +66,19 @@ func (s *Stage) Prepare(ctx context.Context) error {
 // that cleanup knows that there may be something to release.
 func (s *Stage) admit(ctx context.Context, payload *executor.Payload, runner api.Process) (*state, error) {
 	request := executor.NewRequest(s.Call, payload)
+	self, err := api.FindProcess(os.Getpid())
+	if err != nil {
+		return nil, err
+	}
 	st := &state{Job: request.Job.Key()}
 	if err := s.save(st); err != nil {
 		return nil, err
 	}
-	var err error
 	st.Admission, err = s.Berthd.Admit(ctx, api.AdmitRequest{
 		Profile: s.Profile,
 		Request: request,
 		Runner:  runner,
+		Caller:  self,
 		TempDir: s.Call.TempDir,
 	}, func(line string) { fmt.Println(line) })
 	if errdefs.IsAlreadyExists(err) {

@@ -26,6 +26,9 @@ type AdmitRequest struct {
 	Request executor.Request `json:"request"`
 	// Runner is the gitlab-runner process; the job ends with it.
 	Runner Process `json:"runner"`
+	// Caller is the process that prepares the job. When the job is released
+	// before it is done, it is ended, or it would go on to make containers.
+	Caller Process `json:"caller,omitzero"`
 	// TempDir is the runner's directory for the job, as seen by the runner.
 	// It is gone when the runner is through with the job.
 	TempDir string `json:"temp_dir"`

@@ -13,6 +13,8 @@ type Record struct {
 	// Boot is the boot of the host that the job runs in: pids and start times
 	// begin again with the next.
 	Boot string `json:"boot"`
+	// Caller is the process that prepares the job, or did.
+	Caller api.Process `json:"caller,omitzero"`
 	// TempDir is the runner's directory for the job, in the runner's view.
 	TempDir string          `json:"temp_dir,omitempty"`
 	Network network.Network `json:"network"`
