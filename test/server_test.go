@@ -72,19 +72,16 @@ func (s *server) runner(profile string) (*runner.Process, error) {
 	if p := s.runners[profile]; p != nil {
 		return p, nil
 	}
-	p, err := s.start(profile, 8)
+	p, err := s.start(profile, profile, 8)
 	if err == nil {
 		s.runners[profile] = p
 	}
 	return p, err
 }
 
-// start starts another runner of a profile.
-func (s *server) start(profile string, concurrent int, change ...func(*runner.Runner)) (*runner.Process, error) {
-	r := s.node.Runner(profile, s.URL(), s.AddRunner(profile))
-	for _, f := range change {
-		f(&r)
-	}
+// start starts another runner of a profile, for the jobs with a tag.
+func (s *server) start(profile, tag string, concurrent int) (*runner.Process, error) {
+	r := s.node.Runner(profile, s.URL(), s.AddRunner(tag))
 	dir, err := os.MkdirTemp(s.dir, profile)
 	if err != nil {
 		return nil, err

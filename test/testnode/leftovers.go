@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,7 +64,8 @@ func (n *Node) Leftovers(ctx context.Context) ([]string, error) {
 	return left, nil
 }
 
-// files lists the files of jobs.
+// files lists the files of jobs, and of their containers in runc's directory,
+// which all nodes of a machine share.
 func (n *Node) files(context.Context) (left []string, err error) {
 	for _, pattern := range []string{"jobs/*", "trash/*", "runners/.copy-*"} {
 		found, err := filepath.Glob(filepath.Join(n.Config.Root, pattern))
@@ -71,6 +73,15 @@ func (n *Node) files(context.Context) (left []string, err error) {
 			return nil, err
 		}
 		left = append(left, found...)
+	}
+	states, err := filepath.Glob("/run/containerd/runc/*/*/state.json")
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range states {
+		if text, err := os.ReadFile(file); err == nil && bytes.Contains(text, []byte(n.dir+"/")) {
+			left = append(left, file)
+		}
 	}
 	return left, nil
 }
@@ -171,20 +182,23 @@ func (n *Node) cgroups(context.Context) (left []string, err error) {
 	return left, err
 }
 
-// processes lists those that have to do with jobs, such as shims. berthd and
-// what it keeps running on its own account do not count.
-func (n *Node) processes(ctx context.Context) (left []string, err error) {
-	all, err := n.processIDs()
-	if err != nil {
-		return nil, err
-	}
+func (n *Node) processes(context.Context) (left []string, err error) {
+	all, err := n.Processes()
 	for pid, command := range all {
-		program, _, _ := strings.Cut(command, " ")
-		if program != n.programs.Berthd && program != filepath.Join(n.Config.Runtime.Path, "containerd") {
-			left = append(left, fmt.Sprintf("process %d: %s", pid, command))
-		}
+		left = append(left, fmt.Sprintf("process %d: %s", pid, command))
 	}
-	return left, ctx.Err()
+	return left, err
+}
+
+// Processes finds those that have to do with jobs, such as shims, and their
+// commands. berthd and what it keeps running on its own account do not count.
+func (n *Node) Processes() (map[int]string, error) {
+	all, err := n.processIDs()
+	maps.DeleteFunc(all, func(_ int, command string) bool {
+		program, _, _ := strings.Cut(command, " ")
+		return program == n.programs.Berthd || program == filepath.Join(n.Config.Runtime.Path, "containerd")
+	})
+	return all, err
 }
 
 // processIDs finds the processes that name something of the node's in their
