@@ -1,6 +1,9 @@
 package generation
 
-import "context"
+import (
+	"context"
+	"errors"
+)
 
 // FlattenAt is the depth from which chains are flattened.
 const FlattenAt = flattenAt
@@ -21,4 +24,20 @@ func (s *Store) Crash(ctx context.Context, key string, number int) error {
 func (s *Store) Records(ctx context.Context, key string) (int, error) {
 	records, err := s.records(ctx, key)
 	return len(records), err
+}
+
+// Flatten flattens the newest generation of a key, and drops the result.
+func (s *Store) Flatten(ctx context.Context, key string) (err error) {
+	info, _ := s.Newest(key)
+	ref, err := s.Cache.Get(ctx, info.ID, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, drop(ctx, ref)) }()
+	flat, err := s.flatten(ctx, ref, info)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, drop(ctx, flat)) }()
+	return mark(flat, info)
 }
