@@ -93,8 +93,9 @@ func Start(dir string) (address string, stop func(), err error) {
 	cmd := exec.Command(filepath.Join(bin, "containerd"), "--config", config)
 	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
 	cmd.Stdout, cmd.Stderr = logfile, logfile
-	// A test binary that is killed takes containerd along.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	// A test binary that is killed takes containerd along. A Ctrl-C is for the test binary alone, whose stop ends
+	// containers first: their shims would outlive containerd.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return "", nil, fmt.Errorf("start containerd: %w", err)
 	}
