@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
 )
 
@@ -58,7 +59,10 @@ func (e *Executor) container(ctx context.Context, predefined bool) (string, erro
 			return *id, nil
 		}
 	}
-	imageID, err := e.inspectImage(ctx, image)
+	found, err := e.inspectImage(ctx, image)
+	if err == nil && predefined {
+		found, err = e.inspectImage(ctx, found.ID) // gitlab-runner looks again
+	}
 	if err != nil {
 		return "", err
 	}
@@ -67,7 +71,7 @@ func (e *Executor) container(ctx context.Context, predefined bool) (string, erro
 		return "", err
 	}
 	config := &container.Config{
-		Image: imageID, Hostname: e.name(), Cmd: []string{"sh", "-c", detectShell}, Labels: e.labels(kind),
+		Image: reference(found), Hostname: e.name(), Cmd: []string{"sh", "-c", detectShell}, Labels: e.labels(kind),
 		AttachStdin: true, AttachStdout: true, AttachStderr: true, OpenStdin: true, StdinOnce: true,
 	}
 	for _, v := range e.job.Variables() {
@@ -89,6 +93,7 @@ func (e *Executor) container(ctx context.Context, predefined bool) (string, erro
 			RestartPolicy: container.RestartPolicy{Name: container.RestartPolicyDisabled},
 			LogConfig:     container.LogConfig{Type: "json-file"},
 		},
+		NetworkingConfig: e.endpoint([]string{"build", name}),
 	})
 	if err != nil {
 		return "", fmt.Errorf("creating container: %w", err)
@@ -96,6 +101,19 @@ func (e *Executor) container(ctx context.Context, predefined bool) (string, erro
 	*id, e.containers = created.ID, append(e.containers, created.ID)
 	_, err = e.docker.ContainerInspect(ctx, created.ID, client.ContainerInspectOptions{})
 	return created.ID, err
+}
+
+// endpoint is a container's on the network of its mode, which is docker's
+// default where none is set.
+func (e *Executor) endpoint(aliases []string) *network.NetworkingConfig {
+	mode, settings := container.NetworkMode(e.config.NetworkMode), &network.EndpointSettings{}
+	if mode == "" {
+		mode = network.NetworkDefault
+	}
+	if mode.IsUserDefined() {
+		settings.Aliases = aliases
+	}
+	return &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{string(mode): settings}}
 }
 
 func (e *Executor) start(ctx context.Context, id, script string) error {

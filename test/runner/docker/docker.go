@@ -40,7 +40,7 @@ type Config struct {
 	Image       string   // of jobs without one
 	HelperImage string   // with git and a shell; the runner's program is mounted in it
 	Volumes     []string // paths that outlive the job
-	NetworkMode string
+	NetworkMode string   // empty for the default, a bridge
 }
 
 // Executor runs one job.
@@ -92,19 +92,24 @@ func (e *Executor) Prepare(ctx context.Context) error {
 	}
 	e.unique = e.name() + "-" + strings.ToLower(rand.Text()[:16])
 	e.say("Using Docker executor with image " + e.image() + " ...")
-	if _, err := e.inspectImage(ctx, e.config.HelperImage); err != nil {
+	helper, err := e.inspectImage(ctx, e.config.HelperImage)
+	if err != nil {
 		return err
 	}
 	for _, volume := range e.config.Volumes {
-		if err := e.addVolume(ctx, volume, true); err != nil {
+		if err := e.addVolume(ctx, helper.ID, volume, true); err != nil {
 			return err
 		}
 	}
-	if err := e.addVolume(ctx, buildsDir, e.job.Settings().Strategy == job.StrategyFetch); err != nil {
+	if err := e.addVolume(ctx, helper.ID, buildsDir, e.job.Settings().Strategy == job.StrategyFetch); err != nil {
 		return err
 	}
-	_, err = e.inspectImage(ctx, e.image())
-	return err
+	for _, image := range []string{e.config.HelperImage, e.image()} {
+		if _, err := e.inspectImage(ctx, image); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (e *Executor) image() string {
@@ -120,17 +125,25 @@ func (e *Executor) name() string {
 }
 
 // inspectImage is what the pull policy if-not-present does to a local image.
-func (e *Executor) inspectImage(ctx context.Context, image string) (string, error) {
-	info, err := e.docker.ImageInspect(ctx, image)
+func (e *Executor) inspectImage(ctx context.Context, image string) (client.ImageInspectResult, error) {
+	found, err := e.docker.ImageInspect(ctx, image)
 	if err != nil {
-		return "", fmt.Errorf("inspecting image %q: %w", image, err)
+		return found, fmt.Errorf("inspecting image %q: %w", image, err)
 	}
-	return info.ID, nil
+	return found, nil
+}
+
+// reference names an image to make a container of.
+func reference(found client.ImageInspectResult) string {
+	if len(found.RepoDigests) > 0 {
+		return found.RepoDigests[0]
+	}
+	return found.ID
 }
 
 // addVolume binds a volume at a path, after a container has made the path
 // writable for all users.
-func (e *Executor) addVolume(ctx context.Context, path string, reusable bool) error {
+func (e *Executor) addVolume(ctx context.Context, helper, path string, reusable bool) error {
 	name := e.unique
 	if reusable {
 		sum := sha256.Sum256(fmt.Appendf(nil, "%s-%d-%d", e.job.Runner.Token, e.job.JobInfo.ProjectID, e.job.ProjectConcurrentID))
@@ -147,19 +160,19 @@ func (e *Executor) addVolume(ctx context.Context, path string, reusable bool) er
 	if !reusable {
 		e.temporary = append(e.temporary, name)
 	}
-	if err := e.openVolume(ctx, created.Volume.Name); err != nil {
+	if err := e.openVolume(ctx, helper, created.Volume.Name); err != nil {
 		return fmt.Errorf("set volume permissions: %w", err)
 	}
 	e.binds = append(e.binds, created.Volume.Name+":"+path)
 	return nil
 }
 
-func (e *Executor) openVolume(ctx context.Context, volume string) (err error) {
+func (e *Executor) openVolume(ctx context.Context, helper, volume string) (err error) {
 	const at = "/gitlab-runner-cache-init"
 	c, err := e.docker.ContainerCreate(ctx, client.ContainerCreateOptions{
 		Name: volume + "-set-permission-" + strings.ToLower(rand.Text()[:16]),
 		Config: &container.Config{
-			Image: e.config.HelperImage, Entrypoint: []string{}, Cmd: []string{Command, "cache-init", at}, Labels: e.labels("cache-init"),
+			Image: helper, Entrypoint: []string{}, Cmd: []string{Command, "cache-init", at}, Labels: e.labels("cache-init"),
 		},
 		HostConfig: &container.HostConfig{
 			LogConfig: container.LogConfig{Type: "json-file"}, Binds: append(e.program(), volume+":"+at),
