@@ -56,6 +56,42 @@ func openOutside(netns string, number int) (o outside, err error) {
 	})
 }
 
+// Connect links another network namespace, one at most, to the outside: what
+// is routed there is as far from it as jobs of the node are. The link ends with
+// the namespace.
+func (n *Node) Connect(netns string) error {
+	if err := n.outside.connect(netns); err != nil {
+		return fmt.Errorf("connect %s to the outside: %w", netns, err)
+	}
+	return nil
+}
+
+func (o outside) connect(netns string) error {
+	ns, err := os.Open(netns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	gateway := netip.AddrFrom4([4]byte{198, 51, 100, 1})
+	if err := namespace.Do(o.netns, func() error {
+		const link = "other"
+		if err := netlink.LinkAdd(&netlink.Veth{
+			LinkAttrs: netlink.LinkAttrs{Name: link}, PeerName: "eth0", PeerNamespace: netlink.NsFd(ns.Fd()),
+		}); err != nil {
+			return err
+		}
+		return address(link, gateway)
+	}); err != nil {
+		return err
+	}
+	return namespace.Do(netns, func() error {
+		if err := address("eth0", gateway.Next()); err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{Gw: gateway.AsSlice()})
+	})
+}
+
 // address sets a link up with an address of a /30.
 func address(name string, addr netip.Addr) error {
 	link, err := netlink.LinkByName(name)
