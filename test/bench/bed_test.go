@@ -66,7 +66,7 @@ func (t *testbed) start(ctx context.Context) (err error) {
 		}
 		t.projects = append(t.projects, p)
 	}
-	if t.docker, err = startDockerd(ctx, filepath.Join(t.dir, "dockerd")); err != nil {
+	if t.docker, err = startDockerd(ctx, filepath.Join(t.dir, "dockerd"), t.node, t.registry.Address); err != nil {
 		return err
 	}
 	if err := t.docker.pull(ctx, t.image()); err != nil {
@@ -132,9 +132,8 @@ func (t *testbed) openLanes(prefix, program, profile, helper string) (lanes []*l
 			}
 		case docker:
 			r.Executor = "docker"
-			r.Docker = &runner.Docker{
-				Host: t.docker.host(), Image: t.image(), HelperImage: helper, Volumes: []string{"/cache"}, NetworkMode: "host",
-			}
+			// The volume is what `gitlab-runner register` writes.
+			r.Docker = &runner.Docker{Host: t.docker.host(), Image: t.image(), HelperImage: helper, Volumes: []string{"/cache"}}
 		}
 		l, err := openLane(t.server, name, tag, program, dir, r)
 		if err != nil {

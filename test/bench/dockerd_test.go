@@ -5,23 +5,30 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/moby/moby/client"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"gitlab.com/berth-ci/berth/node/cgroup"
+	"gitlab.com/berth-ci/berth/node/network/namespace"
 	"gitlab.com/berth-ci/berth/test/containerdtest"
+	"gitlab.com/berth-ci/berth/test/testnode"
 )
 
-// dockerd is a docker daemon on a containerd of its own, both below dir. It
-// makes no networks: containers have the host's, which costs them least.
+// dockerd is a docker daemon on a containerd of its own, both below dir. Its
+// networks are as it makes them by default, in a namespace of its own: bridge,
+// links and rules end with it, and the host has none of them.
 type dockerd struct {
 	dir            string
 	cgroup         string
@@ -29,9 +36,12 @@ type dockerd struct {
 	cmd            *exec.Cmd
 	exited         chan error
 	stopContainerd func()
+	mirror         *http.Server // of the registry, where dockerd looks for it
 }
 
-func startDockerd(ctx context.Context, dir string) (_ *dockerd, err error) {
+// startDockerd starts one that reaches a node's outside and, at its address on
+// the host's loopback, a registry.
+func startDockerd(ctx context.Context, dir string, node *testnode.Node, registry string) (_ *dockerd, err error) {
 	d := &dockerd{dir: dir, cgroup: fmt.Sprintf("/berth-bench-%d", os.Getpid()), exited: make(chan error, 1)}
 	defer func() {
 		if err != nil {
@@ -46,6 +56,9 @@ func startDockerd(ctx context.Context, dir string) (_ *dockerd, err error) {
 	if address, d.stopContainerd, err = containerdtest.Start(filepath.Join(dir, "containerd")); err != nil {
 		return nil, err
 	}
+	if err := d.openNetwork(node, registry); err != nil {
+		return nil, err
+	}
 	// Nothing of the host's daemon.json.
 	config := filepath.Join(dir, "daemon.json")
 	if err := os.WriteFile(config, []byte("{}\n"), 0o600); err != nil {
@@ -58,12 +71,11 @@ func startDockerd(ctx context.Context, dir string) (_ *dockerd, err error) {
 	defer log.Close() // the process has its own
 	d.cmd = exec.Command(filepath.Join(programs, "dockerd"), "--config-file", config, "--host", d.host(),
 		"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"), "--pidfile", filepath.Join(dir, "pid"),
-		"--containerd", address, "--feature", "containerd-snapshotter=true", "--cgroup-parent", d.cgroup,
-		"--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false")
+		"--containerd", address, "--feature", "containerd-snapshotter=true", "--cgroup-parent", d.cgroup)
 	d.cmd.Env = append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"))
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is for the caller
-	if err := d.cmd.Start(); err != nil {
+	if err := namespace.Do(d.netns(), d.cmd.Start); err != nil {
 		d.cmd = nil
 		return nil, err
 	}
@@ -77,6 +89,32 @@ func startDockerd(ctx context.Context, dir string) (_ *dockerd, err error) {
 func (d *dockerd) host() string { return "unix://" + filepath.Join(d.dir, "docker.sock") }
 
 func (d *dockerd) log() string { return filepath.Join(d.dir, "dockerd.log") }
+
+func (d *dockerd) netns() string { return filepath.Join(d.dir, "netns") }
+
+// openNetwork makes the namespace. GitLab is one hop behind it, as it is behind
+// the node.
+func (d *dockerd) openNetwork(node *testnode.Node, registry string) error {
+	var loopback net.Listener
+	if err := namespace.Create(d.netns(), func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err == nil {
+			err = netlink.LinkSetUp(lo)
+		}
+		if err == nil {
+			loopback, err = net.Listen("tcp", registry)
+		}
+		return err
+	}); err != nil {
+		return err
+	}
+	d.mirror = &http.Server{
+		Handler:           httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: registry}),
+		ReadHeaderTimeout: time.Minute,
+	}
+	go func() { _ = d.mirror.Serve(loopback) }() // ends with stop
+	return node.Connect(d.netns())
+}
 
 // serving waits until it answers.
 func (d *dockerd) serving(ctx context.Context) error {
@@ -127,31 +165,12 @@ func (d *dockerd) stop(ctx context.Context) error {
 	if d.stopContainerd != nil {
 		d.stopContainerd()
 	}
-	// A Ctrl-C reaches containerd first, which then ends without its shims.
-	errs = append(errs, d.killShims())
+	if d.mirror != nil {
+		errs = append(errs, d.mirror.Close())
+	}
 	tree, err := cgroup.Host()
 	if err == nil {
 		err = tree.Remove(ctx, d.cgroup)
 	}
 	return errors.Join(append(errs, err, mount.UnmountRecursive(d.dir, unix.MNT_DETACH), os.RemoveAll(d.dir))...)
-}
-
-// killShims ends the processes that name a file of dockerd's as an argument.
-func (d *dockerd) killShims() error {
-	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		return err
-	}
-	for _, file := range files {
-		command, _ := os.ReadFile(file) // fails for a process that has just ended
-		if !bytes.Contains(command, []byte("\x00"+d.dir+"/")) {
-			continue
-		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
-		if err != nil {
-			return err
-		}
-		_ = unix.Kill(pid, unix.SIGKILL) // it may have ended
-	}
-	return nil
 }

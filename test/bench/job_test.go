@@ -29,7 +29,8 @@ func BenchmarkJob(b *testing.B) {
 				return err
 			})
 			section("Overhead of a trivial job (checkout of %d files, an echo), %d at once: medians of %d rounds", files, n, rounds)
-			note("All fetch everything anew. docker has the images and the host's network; bare works in an empty directory.")
+			note("All fetch everything anew. berth and docker have the images; docker's containers, those for its volumes\n" +
+				"/builds and /cache included, are on its default bridge. bare works in an empty directory.")
 			s.lanes(fmt.Sprintf("%d at once", n))
 			s.report(b, wholeJob)
 		})
