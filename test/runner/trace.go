@@ -49,7 +49,9 @@ func (t *trace) Write(p []byte) (int, error) {
 // watch sends until ctx ends.
 func (t *trace) watch(ctx context.Context) {
 	for wait(ctx, t.interval) == nil && !t.dropped {
-		if t.send(ctx) == nil && time.Since(t.lastSent) > forceUpdateInterval {
+		// What is under way is not cut short: the server may already have it, and
+		// would refuse it from finish.
+		if t.send(context.WithoutCancel(ctx)) == nil && time.Since(t.lastSent) > forceUpdateInterval {
 			if s, err := t.client.update(ctx, t.payload, "running", nil); err == nil {
 				t.lastSent = time.Now()
 				t.heed(s)
