@@ -1,0 +1,172 @@
+package buildkit_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"gitlab.com/berth-ci/berth/buildkit"
+	"gitlab.com/berth-ci/berth/buildkit/enginetest"
+	"gitlab.com/berth-ci/berth/buildkit/generation"
+)
+
+const (
+	// stressChildEnv makes the test binary a berthd that runs jobs without end.
+	stressChildEnv = "BERTH_TEST_JOBS"
+	// stressRoundsEnv is how often it is killed.
+	stressRoundsEnv = "BERTH_STRESS_ROUNDS"
+
+	stressKey   = "p/k"
+	stressFiles = 20
+	stressJobs  = 20 // at a time
+)
+
+// Jobs clone, write, publish or die, and berthd is killed again and again. Each generation is exactly one job's
+// complete writes, and none that a job was told of is lost.
+func TestStress(t *testing.T) {
+	rounds := 6
+	if text := os.Getenv(stressRoundsEnv); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rounds = n
+	}
+	e := enginetest.New(t)
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	e.Engine = nil
+	config, err := json.Marshal(e.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := map[string]bool{}
+	for round := range rounds {
+		if err := stressRound(string(config), round, told); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e.Open(buildkit.Held{})
+	list := e.Generations().List(stressKey)
+	t.Logf("%d kills, %d generations, %d told of", rounds, len(list), len(told))
+	if len(told) == 0 {
+		t.Error("no job came to its end")
+	}
+	for i, info := range list {
+		if i > 0 && info.Number != list[i-1].Number+1 {
+			t.Errorf("generation %d comes after %d", info.Number, list[i-1].Number)
+		}
+		delete(told, info.Job)
+		checkWhole(t, e, info)
+	}
+	for job := range told {
+		t.Errorf("what %s published is lost", job)
+	}
+	if left, err := os.ReadDir(filepath.Join(e.Config.Root, "clones")); err != nil || len(left) != 1 {
+		t.Errorf("mounts left: %v, %v", left, err)
+	}
+}
+
+// stressRound lets a berthd run jobs for a while, kills it, and notes what jobs were told.
+func stressRound(config string, round int, told map[string]bool) error {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"="+config, stressChildEnv+"="+strconv.Itoa(round))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	lines := bufio.NewScanner(out)
+	if !lines.Scan() { // it serves
+		return errors.Join(errors.New("no jobs"), cmd.Wait())
+	}
+	kill := time.AfterFunc(time.Duration(200+rand.IntN(800))*time.Millisecond, func() { _ = cmd.Process.Kill() })
+	defer kill.Stop()
+	for lines.Scan() {
+		told[lines.Text()] = true
+	}
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != -1 {
+		return fmt.Errorf("berthd ended by itself: %w", err)
+	}
+	return nil
+}
+
+// stressChild runs jobs until it is killed.
+func stressChild(ctx context.Context, e *buildkit.Engine, round string) error {
+	fmt.Println("serving")
+	var wg sync.WaitGroup
+	failed := make(chan error, stressJobs)
+	for n := range stressJobs {
+		wg.Go(func() {
+			for m := 0; ; m++ {
+				if err := stressJob(ctx, e.Generations(), fmt.Sprintf("job %s.%d.%d", round, n, m)); err != nil {
+					failed <- err
+					return
+				}
+			}
+		})
+	}
+	err := <-failed
+	fmt.Fprintln(os.Stderr, err)
+	return err
+}
+
+func stressJob(ctx context.Context, s *generation.Store, job string) error {
+	c, err := s.Clone(ctx, stressKey, job)
+	if err != nil {
+		return err
+	}
+	if err := c.Mount(); err != nil {
+		return err
+	}
+	for n := range stressFiles {
+		if rand.IntN(200) == 0 {
+			return c.Discard(ctx) // the job dies
+		}
+		name := filepath.Join(c.Path(), strconv.Itoa(n))
+		if rand.IntN(2) == 0 {
+			_ = os.Remove(name)
+		}
+		if err := os.WriteFile(name, []byte(job), 0o644); err != nil {
+			return err
+		}
+	}
+	if _, _, err := c.Publish(ctx); err != nil {
+		return err
+	}
+	fmt.Println(job)
+	return nil
+}
+
+func checkWhole(t *testing.T, e *enginetest.Engine, info generation.Info) {
+	t.Helper()
+	c, err := e.Generations().CloneOf(t.Context(), info, "reader", "reader")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Mount(); err != nil {
+		t.Fatal(err)
+	}
+	for n := range stressFiles {
+		if text, err := os.ReadFile(filepath.Join(c.Path(), strconv.Itoa(n))); err != nil || string(text) != info.Job {
+			t.Errorf("file %d of generation %d of %s is of %q, %v", n, info.Number, info.Job, text, err)
+		}
+	}
+	if err := c.Discard(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
