@@ -1,13 +1,23 @@
 package executor
 
 import (
+	"regexp"
 	"slices"
 	"strings"
 )
 
+// hostName matches what a service may be called. Names become lines of
+// /etc/hosts and answers of the nameserver.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*$`)
+
+const maxHostName = 253
+
+func isHostName(name string) bool { return len(name) <= maxHostName && hostName.MatchString(name) }
+
 // ServiceNames are the host names of a service: its aliases, and those that
 // gitlab-runner derives from the image's name, by which tutorial/wordpress
-// is reachable as tutorial__wordpress and tutorial-wordpress.
+// is reachable as tutorial__wordpress and tutorial-wordpress. Of a long path
+// they may be no host names; nobody can ask for those, so they are left out.
 func ServiceNames(image string, aliases []string) []string {
 	name, _, _ := strings.Cut(image, "@")
 	if slash := strings.LastIndex(name, "/"); strings.LastIndex(name, ":") > slash {
@@ -20,7 +30,7 @@ func ServiceNames(image string, aliases []string) []string {
 	}
 	names := slices.Clone(aliases)
 	for _, derived := range []string{strings.ReplaceAll(name, "/", "__"), strings.ReplaceAll(name, "/", "-")} {
-		if !slices.Contains(names, derived) {
+		if isHostName(derived) && !slices.Contains(names, derived) {
 			names = append(names, derived)
 		}
 	}

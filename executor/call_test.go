@@ -62,6 +62,7 @@ func TestNewRequestExpands(t *testing.T) {
 	require.NoError(t, err)
 	r := NewRequest(call(map[string]string{
 		"CUSTOM_ENV_GO":                 "1.26",
+		"CUSTOM_ENV_MORE":               "sql store",
 		"CUSTOM_ENV_CI_RUNNER_VERSION":  "19.4.0",
 		"CUSTOM_ENV_BERTH_MEMORY_LIMIT": " 2g ",
 		"CUSTOM_ENV_CI_PROJECT_PATH":    "victim/project",

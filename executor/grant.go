@@ -65,6 +65,11 @@ func (p Profile) Grant(name string, r Request) (*Grant, error) {
 		if err != nil {
 			return nil, err
 		}
+		for _, alias := range s.Aliases {
+			if !isHostName(alias) {
+				return nil, Failf("alias %q of service %q is not a host name: use letters, digits, - and _, 63 at most between dots", alias, s.Name)
+			}
+		}
 		service.Aliases = ServiceNames(s.Name, s.Aliases)
 		g.Services = append(g.Services, service)
 	}
@@ -139,7 +144,7 @@ func (p Profile) grantLimits(profile string, asked map[string]string) (Limits, e
 		most, min Bytes
 	}{
 		{MemoryLimitVariable, &l.Memory, atLeast(p.MemoryMax, p.Memory), 6 << 20}, // runc needs some to start
-		{SHMSizeVariable, &l.SHMSize, atLeast(p.SHMSizeMax, p.SHMSize), 0},
+		{SHMSizeVariable, &l.SHMSize, atLeast(p.SHMSizeMax, p.SHMSize), 4 << 10},  // 0 is no limit to tmpfs
 	} {
 		v, ok := asked[size.variable]
 		if !ok {
@@ -150,7 +155,7 @@ func (p Profile) grantLimits(profile string, asked map[string]string) (Limits, e
 			return l, Failf("%s: %w", size.variable, err)
 		}
 		if n < size.min {
-			return l, Failf("%s: %v is too little to start a container: ask for at least %v", size.variable, n, size.min)
+			return l, Failf("%s: %v is too little for a container: ask for at least %v", size.variable, n, size.min)
 		}
 		if size.most != 0 && n > size.most {
 			return l, overLimit(size.variable, n, profile, size.most)

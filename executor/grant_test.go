@@ -2,6 +2,7 @@ package executor
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -39,6 +40,11 @@ func TestGrantRefuses(t *testing.T) {
 	policy.Image.PullPolicies = []string{PullNever}
 	service := request("golang:1.26")
 	service.Services = []ImageRequest{{Name: "mysql:9"}}
+	alias := func(name string) Request {
+		r := request("golang:1.26")
+		r.Services = []ImageRequest{{Name: "postgres:17", Aliases: []string{name}}}
+		return r
+	}
 	unnamed := request("golang:1.26")
 	unnamed.Services = []ImageRequest{{}}
 	for _, tt := range []struct {
@@ -63,6 +69,12 @@ func TestGrantRefuses(t *testing.T) {
 		{"memory is no size", limits(MemoryLimitVariable, "lots"), `BERTH_MEMORY_LIMIT: size "lots"`},
 		{"hardly any memory", limits(MemoryLimitVariable, "1k"), "too little"},
 		{"shm", limits(SHMSizeVariable, "1g"), "BERTH_SHM_SIZE: 1GiB is more"},
+		{"no shm, which is no limit", limits(SHMSizeVariable, "0"), "BERTH_SHM_SIZE: 0B is too little"},
+		{"alias is no name", alias("a..b"), `alias "a..b" of service "postgres:17" is not a host name`},
+		{"alias is the root", alias("."), "is not a host name"},
+		{"alias is too long", alias(strings.Repeat("a", 64)), "is not a host name"},
+		{"alias is two", alias("two words"), "is not a host name"},
+		{"alias with a comment", alias("#"), "is not a host name"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := strict.Grant("strict", tt.request)
@@ -132,6 +144,8 @@ func TestServiceNames(t *testing.T) {
 		{"registry.example.com:5000/a/b:1", nil, []string{"registry.example.com__a__b", "registry.example.com-a-b"}},
 		{"registry.example.com/a/b@sha256:" + digest, nil, []string{"registry.example.com__a__b", "registry.example.com-a-b"}},
 		{"docker:27-dind", []string{"docker"}, []string{"docker"}},
+		{"registry.example.com/" + strings.Repeat("a", 30) + "/" + strings.Repeat("b", 30), []string{"db"}, []string{"db"}},
+		{"[::1]:5000/a", nil, nil},
 	} {
 		require.Equal(t, tt.want, ServiceNames(tt.image, tt.aliases), tt.image)
 	}

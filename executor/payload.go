@@ -19,6 +19,8 @@ type Payload struct {
 	Image       PayloadImage   `json:"image"`
 	Services    []PayloadImage `json:"services"`
 	Credentials []Credential   `json:"credentials"`
+	// Secrets are the names of variables that the runner gets elsewhere for the job.
+	Secrets map[string]json.RawMessage `json:"secrets"`
 }
 
 // JobInfo names the job and its project.
@@ -65,10 +67,10 @@ type PayloadImage struct {
 	} `json:"executor_opts"`
 }
 
-// Aliases are the names that the service asks for; the field may hold
+// splitAliases reads the names that a service asks for: the field may hold
 // several, split by spaces or commas.
-func (i PayloadImage) Aliases() []string {
-	return strings.Fields(strings.ReplaceAll(i.Alias, ",", " "))
+func splitAliases(alias string) []string {
+	return strings.Fields(strings.ReplaceAll(alias, ",", " "))
 }
 
 // pullPolicies accepts one policy or a list: GitLab sends lists, older
@@ -156,9 +158,11 @@ func (p *Payload) First(key string) (string, bool) {
 	return "", false
 }
 
-// Has says whether the job's payload sets a variable at all; one that is in
-// the environment only was set by the runner's operator.
+// Has says whether the job's payload sets a variable at all, be it as one of
+// `secrets:`; one that is in the environment only was set by the runner's
+// operator.
 func (p *Payload) Has(key string) bool {
-	_, ok := p.First(key)
-	return ok
+	_, variable := p.First(key)
+	_, secret := p.Secrets[key]
+	return variable || secret
 }

@@ -21,8 +21,9 @@ const payload = `{
     {"key": "CI_PROJECT_PATH", "value": "victim/shop"}
   ],
   "image": {"name": "golang:$GO", "pull_policy": ["if-not-present"], "executor_opts": {"docker": {"user": 1000, "platform": "linux/arm64"}}},
-  "services": [{"name": "postgres:17", "alias": "db, sql store", "pull_policy": "never", "variables": [{"key": "A", "value": "b"}]}],
-  "credentials": [{"type": "registry", "url": "registry.example.com", "username": "u", "password": "p"}]
+  "services": [{"name": "postgres:17", "alias": "db, $MORE", "pull_policy": "never", "variables": [{"key": "A", "value": "b"}]}],
+  "credentials": [{"type": "registry", "url": "registry.example.com", "username": "u", "password": "p"}],
+  "secrets": {"VAULT_LOGIN": {"vault": {"path": "login"}}}
 }`
 
 func TestParsePayload(t *testing.T) {
@@ -30,9 +31,9 @@ func TestParsePayload(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "1000", string(p.Image.ExecutorOptions.Docker.User))
 	require.Equal(t, pullPolicies{"if-not-present"}, p.Image.PullPolicies)
-	require.Equal(t, []string{"db", "sql", "store"}, p.Services[0].Aliases())
 	require.Equal(t, pullPolicies{"never"}, p.Services[0].PullPolicies)
 	require.True(t, p.Has("CI_PROJECT_PATH"))
+	require.True(t, p.Has("VAULT_LOGIN"), "the job chooses the names of its secrets")
 	require.False(t, p.Has("DOCKER_AUTH_CONFIG"))
 }
 

@@ -60,7 +60,7 @@ func NewRequest(c *Call, p *Payload) Request {
 func imageRequest(c *Call, i PayloadImage) ImageRequest {
 	return ImageRequest{
 		Name:         strings.TrimSpace(c.Expand(i.Name)),
-		Aliases:      c.ExpandAll(i.Aliases()),
+		Aliases:      splitAliases(c.Expand(i.Alias)),
 		PullPolicies: i.PullPolicies,
 		Platform:     c.Expand(i.ExecutorOptions.Docker.Platform),
 		User:         c.Expand(string(i.ExecutorOptions.Docker.User)),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -36,9 +37,6 @@ func (j *Jobs) Admit(ctx context.Context, r api.AdmitRequest, progress func(stri
 	}
 	if asked.Count > 0 {
 		return nil, executor.Failf("the job asks for GPUs (%s), but this node offers none: choose a runner that does by its tags", gpu.CountVariable)
-	}
-	if err := checkAliases(grant.Services); err != nil {
-		return nil, err
 	}
 	run := runner{r.Runner, r.TempDir}
 	if err := run.check(); err != nil {
@@ -158,7 +156,7 @@ func (j *Jobs) furnish(ctx context.Context, e *job, grant *executor.Grant, reque
 	start(func() error { return j.Cgroups.Create(record.Admission.Cgroup, grant.Limits) })
 	start(func() error {
 		for i, s := range grant.Services {
-			endpoint, err := j.Networks.Join(ctx, n, s.Aliases[0], i)
+			endpoint, err := j.Networks.Join(ctx, n, slices.Concat(s.Aliases, []string{s.Name})[0], i)
 			if err != nil {
 				return err
 			}

@@ -14,10 +14,8 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/containerd/errdefs"
-	"github.com/miekg/dns"
 	"github.com/sirupsen/logrus"
 
-	"gitlab.com/berth-ci/berth/executor"
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/config"
 	"gitlab.com/berth-ci/berth/node/resolver"
@@ -194,16 +192,4 @@ func zoneOf(a api.Admission) resolver.Zone {
 		}
 	}
 	return z
-}
-
-// checkAliases refuses services that nobody could ask for by their names.
-func checkAliases(services []executor.ImageGrant) error {
-	for _, s := range services {
-		for _, alias := range s.Aliases {
-			if _, ok := dns.IsDomainName(alias); !ok {
-				return executor.Failf("alias %q of service %q is not a host name: use letters, digits, - and _, 63 at most between dots", alias, s.Name)
-			}
-		}
-	}
-	return nil
 }

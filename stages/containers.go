@@ -227,7 +227,9 @@ func (b *berth) hosts(self string) string {
 		if self == serviceName(i) {
 			names = append(names[:len(names):len(names)], self)
 		}
-		line(n.Services[i].Address.String(), names...)
+		if len(names) > 0 {
+			line(n.Services[i].Address.String(), names...)
+		}
 	}
 	for _, extra := range grant.Profile.ExtraHosts {
 		if name, address, ok := strings.Cut(extra, ":"); ok {
