@@ -273,6 +273,40 @@ func TestConnectEndsWithItsContext(t *testing.T) {
 	require.ErrorContains(t, err, "enough")
 }
 
+// Nor must one hold up the end of a cancelled job.
+func TestRunEndsWithItsContext(t *testing.T) {
+	pid, root := startAgent(t)
+	path := filepath.Join(root, socket)
+	require.NoError(t, os.Remove(path))
+	l, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	defer l.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = conn.Write([]byte(`{"shell":"/bin/sh"}` + "\n"))
+		_, _ = conn.Read(make([]byte, 100))
+		cancel()
+		<-t.Context().Done()
+	}()
+	patience := stopPatience
+	stopPatience = 10 * time.Millisecond
+	defer func() { stopPatience = patience }()
+	_, _, _, err = runScript(ctx, t, pid, "echo", nil)
+	require.ErrorIs(t, err, ErrLost)
+}
+
+func TestConnectToNothing(t *testing.T) {
+	cmd := exec.Command("true")
+	require.NoError(t, cmd.Run())
+	_, err := Connect(t.Context(), cmd.Process.Pid)
+	require.ErrorIs(t, err, ErrLost)
+}
+
 // Processes of the container, whoever they are, get nothing from the agent.
 func TestAgentServesOnlyTheNode(t *testing.T) {
 	pid, root := startAgent(t)

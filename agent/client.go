@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,6 +17,10 @@ import (
 // ErrLost says that the agent went away while a stage ran: the container
 // ended, or something in it killed the agent.
 var ErrLost = errors.New("the container ended while the stage ran")
+
+// stopPatience is how long the agent has to end a stage that is to stop; it
+// needs stopGrace at most.
+var stopPatience = stopGrace + 5*time.Second
 
 // Agent is a connection to the agent of a container, good for one stage.
 type Agent struct {
@@ -37,6 +42,9 @@ type Agent struct {
 func Connect(ctx context.Context, pid int) (*Agent, error) {
 	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+			err = errors.Join(ErrLost, err) // it is just ending
+		}
 		return nil, fmt.Errorf("open the container's root: %w", err)
 	}
 	defer unix.Close(root)
@@ -89,12 +97,16 @@ type Exit struct {
 }
 
 // Run runs a stage to its end. When ctx ends, the stage is asked to end, then
-// forced; Run returns once it has. All its output has then been written.
+// forced; Run returns once it has. All its output has then been written. An
+// agent that does not say so in time, since the job has stopped it, is lost.
 func (a *Agent) Run(ctx context.Context, s Stage) (Exit, error) {
 	if err := send(a.conn, start{User: s.As}, s.Script, s.Stdout, s.Stderr); err != nil {
 		return Exit{}, fmt.Errorf("start stage: %w", errors.Join(ErrLost, err))
 	}
-	defer context.AfterFunc(ctx, func() { _ = send(a.conn, stop{}) })()
+	defer context.AfterFunc(ctx, func() {
+		_ = a.conn.SetDeadline(time.Now().Add(stopPatience))
+		_ = send(a.conn, stop{})
+	})()
 	var end ended
 	if err := a.receive(&end); err != nil {
 		return Exit{}, errors.Join(ErrLost, err)

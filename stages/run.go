@@ -43,6 +43,9 @@ func (s *Stage) Run(ctx context.Context, script, stage string) error {
 	stopLogs := s.followServices(ctx, st, stage)
 	exit, err := runIn(ctx, p, agent.Stage{Script: text, Stdout: os.Stdout, Stderr: os.Stderr, As: as})
 	stopLogs()
+	if errors.Is(err, agent.ErrLost) {
+		kills = 0 // a stage before may have been the end of the container
+	}
 	oom := container.OOMKills(st.Admission.Cgroup) > kills
 	err = s.verdict(ctx, st, stage, exit, err, oom)
 	s.report(st, stage, exit, err, ctx.Err() != nil)
