@@ -54,8 +54,12 @@ func (c *Collector) List(ctx context.Context) ([]Item, error) {
 		})
 	}
 	for _, g := range generations {
+		var numbers []int
+		for _, info := range g.Generations {
+			numbers = append(numbers, info.Number)
+		}
 		items = append(items, Item{
-			Kind: Generation, Key: g.Key, Project: c.Project(g.Key),
+			Kind: Generation, Key: g.Key, Numbers: numbers, Project: c.Project(g.Key),
 			Size: g.Size, Used: g.Used, Pinned: g.Pinned,
 			// Layers without a generation are those of other keys' generations.
 			Held: g.Held || len(g.Generations) == 0,
@@ -152,7 +156,7 @@ func (c *Collector) delete(ctx context.Context, items []Item) (went []Item, err 
 		case Mount:
 			err = c.Mounts.Remove(ctx, item.ID)
 		case Generation:
-			err = c.Generations.Remove(ctx, item.Key, false)
+			err = c.Generations.Remove(ctx, item.Key, false, item.Numbers...)
 		case Build:
 			builds = append(builds, "id=="+item.ID)
 		}

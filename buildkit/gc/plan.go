@@ -26,7 +26,8 @@ const (
 type Item struct {
 	Kind    Kind
 	Key     string // of a cache; what a build step says of itself
-	ID      string // of BuildKit's record, but for generations
+	ID      string // of BuildKit's record; not of generations
+	Numbers []int  // of generations
 	Project string // whose it is
 	Size    int64
 	Used    time.Time

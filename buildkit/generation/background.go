@@ -99,6 +99,19 @@ func (s *Store) settle(ctx context.Context) error {
 	if len(before) == 0 {
 		return nil
 	}
+	if err := s.sync(); err != nil {
+		return err
+	}
+	for _, info := range before {
+		if err := s.settled(ctx, info); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sync writes out the disk that holds the layers.
+func (s *Store) sync() error {
 	dir, err := os.Open(s.layers)
 	if err != nil {
 		return fmt.Errorf("open layers: %w", err)
@@ -106,11 +119,6 @@ func (s *Store) settle(ctx context.Context) error {
 	defer dir.Close()
 	if err := unix.Syncfs(int(dir.Fd())); err != nil {
 		return fmt.Errorf("sync layers: %w", err)
-	}
-	for _, info := range before {
-		if err := s.settled(ctx, info); err != nil {
-			return err
-		}
 	}
 	return nil
 }

@@ -185,6 +185,13 @@ func (c *Clone) Fill(ctx context.Context, dir string) error {
 	if c.ended {
 		return c.endedError()
 	}
+	mounted, err := layer.Mounted(c.Path())
+	if err != nil {
+		return err
+	}
+	if mounted {
+		return fmt.Errorf("fill clone of cache %q: it is mounted: %w", c.record.Key, errdefs.ErrFailedPrecondition)
+	}
 	hides, err := layer.Opaque(dir)
 	if err != nil {
 		return err

@@ -38,6 +38,5 @@ func (s *Store) Flatten(ctx context.Context, key string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, drop(ctx, flat)) }()
-	return mark(flat, info)
+	return drop(ctx, flat)
 }

@@ -35,7 +35,15 @@ func (s *Store) flatten(ctx context.Context, ref cache.ImmutableRef, info Info) 
 	if err != nil {
 		return nil, errors.Join(err, drop(ctx, flat))
 	}
-	return commit(ctx, flat)
+	done, err := commit(ctx, flat)
+	if err != nil {
+		return nil, errors.Join(err, drop(ctx, flat))
+	}
+	info.Depth, info.Base = 1, ""
+	if err := mark(done, info); err != nil {
+		return nil, errors.Join(err, drop(ctx, done))
+	}
+	return done, nil
 }
 
 // replace puts a flat generation in the place of the newest of a key, if that is deep. Publishing goes on meanwhile;
@@ -55,6 +63,10 @@ func (s *Store) replace(ctx context.Context, key string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, drop(ctx, flat)) }()
+	// What it takes the place of may long be on disk.
+	if err := s.sync(); err != nil {
+		return err
+	}
 
 	l := s.line(key)
 	l.mu.Lock()
@@ -64,8 +76,8 @@ func (s *Store) replace(ctx context.Context, key string) (err error) {
 		return nil // removed in between
 	}
 	info := l.list[at]
-	info.ID, info.Depth, info.Base, info.Boot = flat.ID(), 1, "", s.boot
-	if err := mark(flat, info); err != nil {
+	info.ID, info.Depth, info.Base, info.Boot = flat.ID(), 1, "", ""
+	if err := writeInfo(flat, info); err != nil {
 		return err
 	}
 	if err := enter(flat, key); err != nil {
@@ -75,7 +87,6 @@ func (s *Store) replace(ctx context.Context, key string) (err error) {
 		return err
 	}
 	l.list[at] = info
-	s.settleSoon(info)
 	return nil
 }
 

@@ -392,6 +392,29 @@ func TestFlatten(t *testing.T) {
 	f.must(taken.Clones[0].Discard(t.Context()))
 }
 
+// A chain that grows faster than it is flattened in the background is flattened by who publishes.
+func TestFlattenNow(t *testing.T) {
+	f := newFixture(t)
+	base := f.job("0", "f0", "0")
+	deepest := 0
+	for n := 1; n < generation.FlattenNow+3; n++ {
+		// Each has a key of its own, and so is the base of the next whatever the background does.
+		key := fmt.Sprint(n)
+		c, err := f.Generations().CloneOf(t.Context(), base, key, "job")
+		f.must(err)
+		f.must(c.Mount())
+		f.write(c, "f"+key, key)
+		base = f.publish(c)
+		deepest = max(deepest, base.Depth)
+	}
+	if deepest != generation.FlattenNow-1 || base.Depth > 4 {
+		t.Errorf("the deepest has %d layers, the last %d", deepest, base.Depth)
+	}
+	for n := range generation.FlattenNow + 3 {
+		f.expect("a file", f.newest(base.Key, fmt.Sprint("f", n)), fmt.Sprint(n))
+	}
+}
+
 // Many jobs at once: nobody waits, and each generation is what exactly one job wrote, all of it.
 func TestManyJobs(t *testing.T) {
 	f := newFixture(t)

@@ -17,7 +17,7 @@ import (
 // see it. If nothing was changed, the generation that it was cloned from is returned, and changed is false.
 //
 // A clone of a generation that was withdrawn is not published, but discarded: errdefs.ErrAborted. After any other
-// error the clone is there still, for another try or for Discard.
+// error nothing is published, and Discard drops the clone.
 func (c *Clone) Publish(ctx context.Context) (info Info, changed bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -74,12 +74,15 @@ func commit(ctx context.Context, m cache.MutableRef) (cache.ImmutableRef, error)
 // publish indexes a layer, flattened before if it lies deep, and lets go of it.
 func (s *Store) publish(ctx context.Context, ref cache.ImmutableRef, info Info, r Record) (_ Info, err error) {
 	defer func() { err = errors.Join(err, drop(ctx, ref)) }()
+	if err := mark(ref, info); err != nil {
+		return Info{}, err
+	}
 	if info.Depth >= flattenNow {
 		flat, err := s.flatten(ctx, ref, info)
 		switch {
 		case err == nil:
 			defer func() { _ = drop(ctx, flat) }()
-			info.Depth, ref = 1, flat
+			info.Depth, info.Base, ref = 1, "", flat
 		case context.Cause(ctx) != nil:
 			return Info{}, err
 		default:
@@ -87,9 +90,6 @@ func (s *Store) publish(ctx context.Context, ref cache.ImmutableRef, info Info, 
 		}
 	}
 	info.ID = ref.ID()
-	if err := mark(ref, info); err != nil {
-		return Info{}, err
-	}
 	l := s.line(info.Key)
 	l.mu.Lock()
 	defer l.mu.Unlock()
