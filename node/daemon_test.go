@@ -441,6 +441,21 @@ func TestDaemonRemovesLeftovers(t *testing.T) {
 	require.NoDirExists(t, filepath.Join(b.config.Root, "jobs", lost))
 }
 
+// TestDaemonThatCannotStart leaves no containerd that nobody would end.
+func TestDaemonThatCannotStart(t *testing.T) {
+	b := newBerthd(t, "")
+	other, err := net.Listen("unix", "@berth-network-"+b.config.Network.Instance)
+	require.NoError(t, err)
+	defer other.Close()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), asDaemon+"="+b.file)
+	out, err := cmd.CombinedOutput()
+	require.Error(t, err)
+	require.Contains(t, string(out), "started containerd")
+	require.Contains(t, string(out), "is in use on this host")
+	require.NoFileExists(t, filepath.Join(b.config.State, "containerd", "containerd.pid"))
+}
+
 func TestDaemonTwice(t *testing.T) {
 	b := newBerthd(t, "")
 	b.start()

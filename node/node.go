@@ -160,11 +160,15 @@ type program interface {
 
 func (d *daemon) endUnlessUsed(p program) func(context.Context) error {
 	return func(ctx context.Context) error {
-		if d.jobs != nil && len(d.jobs.List()) == 0 {
-			return p.Stop(ctx)
+		used := len(d.records) > 0 // all there is to go by if the start failed
+		if d.jobs != nil {
+			used = len(d.jobs.List()) > 0
 		}
-		p.Leave()
-		return nil
+		if used {
+			p.Leave()
+			return nil
+		}
+		return p.Stop(ctx)
 	}
 }
 

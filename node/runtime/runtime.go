@@ -41,8 +41,12 @@ func (r *Runtime) Start(ctx context.Context) (err error) {
 			return err
 		}
 		defer func() {
-			if err != nil {
+			switch {
+			case err == nil:
+			case r.supervisor.Adopted():
 				r.Leave()
+			default:
+				err = errors.Join(err, r.Stop(context.WithoutCancel(ctx)))
 			}
 		}()
 	}

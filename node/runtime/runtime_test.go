@@ -241,6 +241,18 @@ func TestDeadContainerdSaysWhy(t *testing.T) {
 	leavesNothing(t, filepath.Dir(c.Root))
 }
 
+// One that jobs cannot use is not left running with a configuration that is
+// about to be mended.
+func TestUselessContainerdIsEnded(t *testing.T) {
+	c := managed(t)
+	c.Runtime.Snapshotter = "nowhere"
+	err := New(c, 0, logrus.NewEntry(logrus.New())).Start(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "nowhere") {
+		t.Errorf("got %v", err)
+	}
+	leavesNothing(t, filepath.Dir(c.Root))
+}
+
 func TestNoPrograms(t *testing.T) {
 	t.Setenv("PATH", "/nonexistent")
 	dir := t.TempDir()
