@@ -214,7 +214,12 @@ func TestOneMode(t *testing.T) {
 			t.Errorf("%s: %v", other, err)
 		}
 	}
+	if err := f.Mounts().Check(key, spec.Locked); !errdefs.IsConflict(err) || !strings.Contains(err.Error(), "is shared to holder") {
+		t.Errorf("a build's: %v", err)
+	}
+	f.must(f.Mounts().Check(key, spec.Shared))
 	f.release(m)
+	f.must(f.Mounts().Check(key, spec.Locked))
 	f.release(f.acquire("other", spec.Locked))
 	f.one()
 	for _, r := range []cachemount.Request{{Key: "", Sharing: spec.Shared}, {Key: "a::b", Sharing: spec.Shared}, {Key: "k", Sharing: spec.Snapshot}} {

@@ -123,3 +123,14 @@ func holdersOf(tickets []*ticket) []Holder {
 	}
 	return holders
 }
+
+// Check is for builds, which are in no queue: an error if jobs have the mounts of a key in another way, of which BuildKit
+// would make a fork.
+func (t *Table) Check(key string, sharing spec.Sharing) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if q := t.queues[key]; q != nil && q.sharing != sharing {
+		return conflict(Request{Key: key, Sharing: sharing}, string(q.sharing), holdersOf(q.holders))
+	}
+	return nil
+}
