@@ -30,6 +30,9 @@ func (s *Stage) Prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if abandoned(os.Stdout) {
+		return errors.New("gitlab-runner has ended: nobody waits for the job")
+	}
 	st, err := s.admit(ctx, payload, runner)
 	if err != nil {
 		return err

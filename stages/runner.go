@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	customapi "gitlab.com/gitlab-org/gitlab-runner/executors/custom/api"
+	"golang.org/x/sys/unix"
 
 	"gitlab.com/berth-ci/berth/node/api"
 )
@@ -35,6 +36,14 @@ func findRunner(payloadFile string) (api.Process, error) {
 		}
 	}
 	return api.FindProcess(pid)
+}
+
+// abandoned tells whether nobody reads what the call prints any more: its
+// runner has died, and the process that was found is who took its children.
+func abandoned(stdout *os.File) bool {
+	fds := []unix.PollFd{{Fd: int32(stdout.Fd())}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n > 0 && fds[0].Revents&unix.POLLERR != 0
 }
 
 func hasEntry(environ, entry []byte) bool {
