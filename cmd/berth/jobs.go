@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
@@ -58,12 +60,22 @@ func jobsCommand(socket *string) *cobra.Command {
 
 func jobJSON(w io.Writer, j api.Job, _ string) error { return json.NewEncoder(w).Encode(j) }
 
+// printable takes from what users have chosen whatever a terminal would act on.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, text)
+}
+
 func jobLine(w io.Writer, j api.Job, reason string) error {
 	last := reason
 	if last == "" && j.Last != nil {
 		last = j.Last.Stage + ": " + j.Last.Status
 	}
-	_, err := fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", j.Identity.ID, j.Identity.Project, j.Identity.Name,
-		j.Identity.Ref, j.Profile, j.State, units.HumanDuration(time.Since(j.Since)), j.Image, last)
+	_, err := fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", j.Identity.ID, printable(j.Identity.Project), printable(j.Identity.Name),
+		printable(j.Identity.Ref), j.Profile, j.State, units.HumanDuration(time.Since(j.Since)), j.Image, last)
 	return err
 }
