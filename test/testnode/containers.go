@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -56,9 +55,6 @@ func (n *Node) containers(ctx context.Context) (left []string, err error) {
 // collect has containerd remove at once what nothing holds, which it otherwise
 // does now and then.
 func collect(ctx context.Context, client *containerd.Client) error {
-	// A request that comes while a collection ends is overlooked at times.
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
 	service := client.LeasesService()
 	lease, err := service.Create(ctx, leases.WithRandomID())
 	if err != nil {

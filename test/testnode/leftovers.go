@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,17 +29,41 @@ import (
 func (n *Node) AwaitClean(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
+	var last []string
 	for {
 		left, err := n.Leftovers(ctx)
-		if err == nil && len(left) == 0 {
+		switch {
+		case err != nil && ctx.Err() == nil:
+			return err
+		case err == nil && len(left) == 0:
 			return nil
+		case err == nil:
+			last = left
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(err, fmt.Errorf("left over:\n%s", strings.Join(left, "\n")))
+			return fmt.Errorf("left over:\n%s\n\nberthd's log:\n%s", strings.Join(last, "\n"), n.logOf(last))
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+var jobKey = regexp.MustCompile(`\bj[0-9]+-[0-9a-f]{8}\b`)
+
+// logOf is what berthd has logged about the jobs that texts name, and when it
+// was started.
+func (n *Node) logOf(texts []string) string {
+	names := []string{"berthd serves"}
+	for _, text := range texts {
+		names = append(names, jobKey.FindAllString(text, -1)...)
+	}
+	var b strings.Builder
+	for line := range strings.Lines(n.Log()) {
+		if slices.ContainsFunc(names, func(name string) bool { return strings.Contains(line, name) }) {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }
 
 // Leftovers lists what there is of jobs. While none is on a node that serves
