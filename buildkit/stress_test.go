@@ -34,7 +34,7 @@ const (
 // Jobs clone, write, publish or die, and berthd is killed again and again. Each generation is exactly one job's
 // complete writes, and none that a job was told of is lost.
 func TestStress(t *testing.T) {
-	rounds := 6
+	rounds := 4
 	if text := os.Getenv(stressRoundsEnv); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil {
@@ -94,10 +94,12 @@ func stressRound(config string, round int, told map[string]bool) error {
 	if !lines.Scan() { // it serves
 		return errors.Join(errors.New("no jobs"), cmd.Wait())
 	}
-	kill := time.AfterFunc(time.Duration(200+rand.IntN(800))*time.Millisecond, func() { _ = cmd.Process.Kill() })
-	defer kill.Stop()
-	for lines.Scan() {
+	// At any moment of some job's.
+	for after := rand.IntN(30); lines.Scan(); after-- {
 		told[lines.Text()] = true
+		if after == 0 {
+			time.AfterFunc(time.Duration(rand.IntN(100))*time.Millisecond, func() { _ = cmd.Process.Kill() })
+		}
 	}
 	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != -1 {
 		return fmt.Errorf("berthd ended by itself: %w", err)
