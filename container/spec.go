@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/cgroups/v3"
 	"github.com/containerd/containerd/v2/contrib/apparmor"
 	"github.com/containerd/containerd/v2/core/containers"
 	apparmorhost "github.com/containerd/containerd/v2/pkg/apparmor"
@@ -56,6 +57,11 @@ func specOpts(c Config) []oci.SpecOpts {
 		opts = append(opts, withCaps(capNames(c.Profile.CapAdd), drop, c.Security.KeepCaps))
 	}
 	opts = append(opts, oci.WithMounts([]specs.Mount{cgroupMount}))
+	if cgroups.Mode() == cgroups.Unified {
+		// A v2 mount shows the cgroups of all jobs, and lets the privileged
+		// raise their own limits, but for this.
+		opts = append(opts, oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.CgroupNamespace}))
+	}
 	for _, device := range c.Profile.Devices {
 		opts = append(opts, withDevice(device))
 	}
