@@ -20,7 +20,7 @@ export BERTH_RUNTIME = $(abspath $(RUNTIME_DIR))
 
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
-.PHONY: all berth berthd runtime deps root lint fmt vet test test-unit bench demo install clean help
+.PHONY: all berth berthd runtime deps root lint fmt vet test test-unit test-cgroup2 bench demo install clean help
 
 all: berth berthd ## build bin/berth and bin/berthd (the default)
 
@@ -60,6 +60,9 @@ test: root deps all runtime ## run all tests (root)
 test-unit: ## run the tests that need no root; the others say why they are skipped
 	$(GO) test -count=1 -short -timeout=5m ./...
 
+test-cgroup2: root deps runtime ## run jobs on cgroup v2, in a virtual machine (root; needs QEMU)
+	GO=$(GO) test/cgroup2/run.sh
+
 # Of how many rounds to take medians.
 ROUNDS ?= 10
 
@@ -84,4 +87,4 @@ clean: ## remove what was built
 	rm -rf bin
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 17
