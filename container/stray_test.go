@@ -41,7 +41,7 @@ func TestRemoveShims(t *testing.T) {
 	if missing := containerdtest.Missing(); missing != "" {
 		t.Skip(missing)
 	}
-	dir, err := os.MkdirTemp("", "stray")
+	dir, err := os.MkdirTemp("", "stray") //nolint:usetesting // short, as sockets need it
 	require.NoError(t, err)
 	address, stop, err := containerdtest.Start(dir)
 	require.NoError(t, err)

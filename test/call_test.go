@@ -161,7 +161,7 @@ func TestCleanupBesideRun(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Error("the run still lives")
 		_ = run.Process.Kill()
-		<-ended
+		<-ended //nolint:errcheck // it was killed
 	}
 }
 

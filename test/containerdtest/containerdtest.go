@@ -183,9 +183,9 @@ func removeContainers(address string) {
 func terminate(p *os.Process, exited <-chan error) {
 	_ = p.Signal(syscall.SIGTERM)
 	select {
-	case <-exited:
+	case <-exited: //nolint:errcheck // how it ended does not matter
 	case <-time.After(10 * time.Second):
 		_ = p.Kill()
-		<-exited
+		<-exited //nolint:errcheck // it was killed
 	}
 }
