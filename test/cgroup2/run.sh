@@ -55,5 +55,5 @@ timeout --foreground "${TIMEOUT:-600}" qemu-system-x86_64 -machine q35,accel=$ac
 	-virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
 	-kernel "$kernel" -initrd "$dir/initramfs.cpio" \
 	-append "console=ttyS0 quiet panic=-1 HERE=$here PROGRAMS=$dir MODULES=$modules BERTH_RUNTIME=$BERTH_RUNTIME" </dev/null
-status=$(cat "$dir/status")
+status=$(tr -cd 0-9 <"$dir/status")
 exit "${status:-1}"
