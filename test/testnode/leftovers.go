@@ -24,10 +24,13 @@ import (
 	"gitlab.com/berth-ci/berth/node/cgroup"
 )
 
+// patience is more than berthd takes to try again what has failed.
+const patience = 90 * time.Second
+
 // AwaitClean waits until jobs have left nothing, and else says what they have
-// left. What berthd does in the background has a while to be done.
+// left.
 func (n *Node) AwaitClean(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var last []string
 	for {
