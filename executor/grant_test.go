@@ -21,7 +21,7 @@ func TestGrantFillsInDefaults(t *testing.T) {
 	require.Equal(t, "app", g.Build.User)
 	require.Equal(t, []string{PullAlways}, g.Build.PullPolicies)
 	require.Contains(t, g.Helper.Name, "-v19.4.0")
-	require.Equal(t, Limits{CPUs: 2, Memory: 1 << 30, PIDs: 32768, SHMSize: 64 << 20}, g.Limits)
+	require.Equal(t, Limits{CPUs: 2, Memory: 1 << 30, PIDs: 8192, SHMSize: 64 << 20}, g.Limits)
 }
 
 func TestGrantRefuses(t *testing.T) {

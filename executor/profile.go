@@ -74,7 +74,7 @@ func DefaultProfile() Profile {
 		PullPolicy:          []string{PullAlways},
 		AllowedPullPolicies: []string{PullAlways, PullIfNotPresent, PullNever},
 		Wait:                Duration(time.Hour),
-		PIDs:                32768,
+		PIDs:                8192,
 		SHMSize:             64 << 20,
 		WaitForServices:     Duration(30 * time.Second),
 		Egress:              Egress{Default: "allow"},

@@ -128,7 +128,12 @@ func (q *queue) describe(t *ticket) string {
 	}
 	var names []string
 	for _, j := range q.holders[:min(len(q.holders), holdersNamed)] {
-		names = append(names, fmt.Sprintf("job %d (%s)", j.Identity.ID, j.Identity.Project))
+		// Job logs may be public: other projects are not named in them.
+		whose := "another project"
+		if j.Identity.ProjectKey() == t.job.Identity.ProjectKey() {
+			whose = j.Identity.Project
+		}
+		names = append(names, fmt.Sprintf("job %d (%s)", j.Identity.ID, whose))
 	}
 	if more := len(q.holders) - len(names); more > 0 {
 		names = append(names, fmt.Sprintf("%d more", more))

@@ -102,6 +102,10 @@ func TestQueueNamesFewHolders(t *testing.T) {
 		q.hold(queued(n)) // over the limit, as after a change of the configuration
 	}
 	require.Contains(t, q.describe(q.join(queued(9))), "job 4 (group/project), 3 more")
+
+	stranger := queued(10)
+	stranger.Identity.ProjectID++
+	require.NotContains(t, q.describe(q.join(stranger)), "group/project", "its log is not for other projects")
 }
 
 func TestQueueGivesUp(t *testing.T) {

@@ -5,11 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/containerd/errdefs"
 
 	"gitlab.com/berth-ci/berth/container"
 )
+
+// endTimeout is how long berthd may take to end a job's processes: longer
+// than it waits for one that the kernel holds on to.
+const endTimeout = 2 * time.Minute
 
 // Cleanup ends the job. It is safe twice, without a prepare, and beside a
 // run that still lives. Nothing of the job runs when it returns; berthd
@@ -24,8 +29,10 @@ func (s *Stage) Cleanup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = s.Berthd.End(ctx, st.Job)
-	if !errdefs.IsUnavailable(err) {
+	asked, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	err = s.Berthd.End(asked, st.Job)
+	if !errdefs.IsUnavailable(err) && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	fmt.Fprintf(os.Stderr, "WARNING: berth: %v; it cleans up after job %s when it is back\n", err, st.Job)

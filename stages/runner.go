@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	customapi "gitlab.com/gitlab-org/gitlab-runner/executors/custom/api"
 	"golang.org/x/sys/unix"
@@ -83,7 +84,8 @@ func runnerBinary(runner api.Process, dir string) (string, error) {
 	}
 	inode := info.Sys().(*syscall.Stat_t)
 	kept := filepath.Join(dir, fmt.Sprintf("%x-%x-%x-%x", inode.Dev, inode.Ino, info.Size(), info.ModTime().UnixNano()))
-	if _, err := os.Stat(kept); err == nil {
+	now := time.Now()
+	if os.Chtimes(kept, now, now) == nil {
 		return kept, nil
 	}
 	tmp, err := os.CreateTemp(dir, ".copy-*")
@@ -99,5 +101,27 @@ func runnerBinary(runner api.Process, dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("copy gitlab-runner's binary: %w", err)
 	}
-	return kept, nil
+	return kept, forgetRunners(dir, now.Add(-forgetAfter))
+}
+
+// forgetAfter is how long the copy of a runner that makes no calls is kept.
+const forgetAfter = 7 * 24 * time.Hour
+
+// forgetRunners removes copies that were last used before a time. Containers
+// that have one mounted keep it.
+func forgetRunners(dir string, before time.Time) error {
+	copies, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("look for old copies of gitlab-runner: %w", err)
+	}
+	for _, c := range copies {
+		info, err := c.Info()
+		if err == nil && info.ModTime().Before(before) {
+			err = os.Remove(filepath.Join(dir, c.Name()))
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove an old copy of gitlab-runner: %w", err)
+		}
+	}
+	return nil
 }

@@ -138,7 +138,7 @@ deny = ["10.0.0.0/8"]
 	if small.Memory != 512<<20 || small.MemoryMax != 1<<30 || small.Wait != executor.Duration(90*time.Second) || small.CPUs != 2 {
 		t.Errorf("quantities: %+v", small)
 	}
-	if small.Egress.Default != "allow" || len(small.AllowedImages) != 1 || small.PIDs != 32768 {
+	if small.Egress.Default != "allow" || len(small.AllowedImages) != 1 || small.PIDs != 8192 {
 		t.Errorf("defaults that the profile does not state are lost: %+v", small)
 	}
 	if _, ok := c.Profiles["default"]; ok {
