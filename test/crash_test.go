@@ -106,6 +106,7 @@ func TestNothingIsLeft(t *testing.T) {
 	start := func(i int) {
 		runners[i], err = s.start("default", tags[i], 5)
 		require.NoError(t, err)
+		t.Cleanup(func() { _ = runners[i].Kill() }) // unless it has ended
 	}
 	for i := range runners {
 		start(i)

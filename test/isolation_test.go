@@ -33,9 +33,10 @@ func TestIsolation(t *testing.T) {
 		Script: []string{
 			"httpd -p 8080", "ip -4 addr show | sed -n 's,.*inet \\([0-9.]*\\)/.*,address \\1,p'",
 			"sed -n 's,^\\([0-9.]*\\)\\t.*web.*,address \\1,p' /etc/hosts",
-			"echo ready", "while :; do sleep 0.1; done",
+			"echo ready", "while :; do echo tick; sleep 0.1; done",
 		},
 	})
+	t.Cleanup(victim.ForceCancel)
 	require.NoError(t, victim.WaitLog(t.Context(), "\nready\n"))
 	var targets []string
 	for _, m := range regexp.MustCompile(`(?m)^address (\S+)$`).FindAllStringSubmatch(victim.Log(), -1) {
@@ -58,13 +59,16 @@ func TestIsolation(t *testing.T) {
 	intruder := s.enqueue(t, "default", gitlab.JobSpec{
 		Project: project, Name: "intruder", Variables: variables("TARGETS", strings.Join(targets, " ")),
 		Script: []string{
-			"wget -q -O /dev/null $CI_SERVER_URL/api || echo the outside answers", // with a 404
-			"for t in $TARGETS; do wget -T 1 -q -O /dev/null http://$t/README && echo \"reached $t\" & done; wait; echo done",
+			// A refusal counts as an answer, too.
+			"try() { code=0; timeout 2 wget -q -O /dev/null http://$1/ || code=$?; if [ $code = 143 ]; then echo \"no answer from $1\"; else echo \"answer from $1\"; fi; }",
+			"for t in $TARGETS $CI_SERVER_HOST:$CI_SERVER_PORT; do try $t & done; wait",
 		},
 	})
 	require.Equal(t, gitlab.Success, end(t, intruder))
-	require.NotContains(t, intruder.Log(), "\nreached ")
-	require.Contains(t, intruder.Log(), "\ndone\n")
+	for _, target := range targets {
+		require.Contains(t, intruder.Log(), "\nno answer from "+target+"\n")
+	}
+	require.Regexp(t, "\nanswer from 203", intruder.Log(), "the outside is reached")
 	victim.ForceCancel()
 	require.NoError(t, node.AwaitGone(context.WithoutCancel(t.Context()), victim.ID))
 }
