@@ -45,7 +45,7 @@ func TestLimits(t *testing.T) {
 		{
 			name: "shared memory asked for",
 			spec: gitlab.JobSpec{Variables: variables("BERTH_SHM_SIZE", "32m"), Script: []string{"df -k /dev/shm | tail -n 1"}},
-			says: []string{" 8192 "},
+			says: []string{" 32768 "},
 		},
 		{
 			name:  "GPUs where there are none",
