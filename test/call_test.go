@@ -209,6 +209,36 @@ func TestNoBerthd(t *testing.T) {
 	c.expect(t.Context(), 0, "cleanup")
 }
 
+// TestOrphan prepares a job whose runner was killed an instant before, so that
+// the call's parent is whoever takes in orphans. Such a job would never end.
+func TestOrphan(t *testing.T) {
+	s, project := theServer(t)
+	t.Parallel()
+	c := newCaller(t, node, s.Server, gitlab.JobSpec{Project: project, Script: []string{"unused"}})
+	prepare := c.command(t.Context(), "prepare")
+	status := filepath.Join(c.dir, "status")
+	orphan := exec.CommandContext(t.Context(), "sh", append([]string{"-c", `(read go; "$@"; echo $? >"$0.new"; mv "$0.new" "$0") <&3 &`, status}, prepare.Args...)...)
+	orphan.Dir, orphan.Env = prepare.Dir, prepare.Env
+	hold, release, err := os.Pipe()
+	require.NoError(t, err)
+	reader, stdout, err := os.Pipe()
+	require.NoError(t, err)
+	orphan.ExtraFiles, orphan.Stdout, orphan.Stderr = []*os.File{hold}, stdout, stdout
+	require.NoError(t, orphan.Run())
+	require.NoError(t, errors.Join(hold.Close(), stdout.Close(), reader.Close()))
+	_, err = release.WriteString("go\n")
+	require.NoError(t, errors.Join(err, release.Close()))
+	require.Eventually(t, func() bool { _, err := os.Stat(status); return err == nil }, 20*time.Second, 10*time.Millisecond)
+	code, err := os.ReadFile(status)
+	require.NoError(t, err)
+	require.Equal(t, fmt.Sprintln(systemFailure), string(code))
+	jobs, err := node.Client.Jobs(t.Context())
+	require.NoError(t, err)
+	for _, j := range jobs {
+		require.NotEqual(t, t.Name(), j.Identity.Name, "%v", j)
+	}
+}
+
 func TestUnknownProfile(t *testing.T) {
 	s, project := theServer(t)
 	t.Parallel()
