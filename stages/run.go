@@ -101,7 +101,7 @@ func (s *Stage) verdict(ctx context.Context, st *state, stage string, exit agent
 	outOfMemory := fmt.Sprintf("the job ran out of memory (limit %v), and the kernel killed one of its processes: let it use less, or ask for more with %s", limit, executor.MemoryLimitVariable)
 	switch {
 	case ctx.Err() != nil:
-		return executor.Failf("%s was cancelled", stage)
+		return executor.Failf("%s was stopped: the job was cancelled, or reached its time-out, which `timeout:` in .gitlab-ci.yml raises", stage)
 	case errors.Is(err, agent.ErrLost):
 		if oom {
 			return executor.Failf("%s: %s", stage, outOfMemory)

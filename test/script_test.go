@@ -142,7 +142,7 @@ func TestCancel(t *testing.T) {
 	require.NoError(t, j.WaitLog(t.Context(), "tick"))
 	j.Cancel()
 	require.Equal(t, gitlab.Canceled, end(t, j))
-	inOrder(t, j.Log(), "tick\n", "build_script was cancelled", "\nmade\n", "\nthe process lives\n", "\nstatus canceled\n")
+	inOrder(t, j.Log(), "tick\n", "build_script was stopped: the job was cancelled", "\nmade\n", "\nthe process lives\n", "\nstatus canceled\n")
 	require.Less(t, j.Duration(), 30*time.Second)
 }
 
