@@ -1,7 +1,7 @@
 // Package test runs CI jobs end to end: a stand-in GitLab hands them to a
 // runner, the runner to berth, and berthd gives them their berths. The runner
-// is the gitlab-runner that GITLAB_RUNNER names, else a stand-in that makes
-// the same calls.
+// is the gitlab-runner that GITLAB_RUNNER names or that is on the PATH, else a
+// stand-in that makes the same calls.
 package test
 
 import (

@@ -47,7 +47,7 @@ type server struct {
 
 // program is the runner to test with.
 func program() string {
-	if real := os.Getenv("GITLAB_RUNNER"); real != "" {
+	if real := runner.Real(); real != "" {
 		return real
 	}
 	return programs.Runner

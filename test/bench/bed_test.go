@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"testing/fstest"
 
@@ -75,7 +74,7 @@ func (t *testbed) start(ctx context.Context) (err error) {
 	if t.lanes, err = t.openLanes("", t.programs.Runner, "default", t.image()); err != nil {
 		return err
 	}
-	if program := os.Getenv("GITLAB_RUNNER"); program != "" {
+	if program := runner.Real(); program != "" {
 		if t.real, err = t.openReal(ctx, program); err != nil {
 			return err
 		}

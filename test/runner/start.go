@@ -10,11 +10,24 @@ import (
 	"syscall"
 )
 
-// Program returns the runner to test with: the gitlab-runner that the variable
-// GITLAB_RUNNER names, else the stand-in, built into dir.
+// Real is the gitlab-runner to test with: the one that the variable
+// GITLAB_RUNNER names, else the one on the PATH, else none.
+func Real() string {
+	program := os.Getenv("GITLAB_RUNNER")
+	if program == "" {
+		program, _ = exec.LookPath("gitlab-runner") // empty if there is none
+	}
+	if abs, err := filepath.Abs(program); program != "" && err == nil {
+		return abs
+	}
+	return program
+}
+
+// Program returns the runner to test with: a real one if there is one, else
+// the stand-in, built into dir.
 func Program(ctx context.Context, dir string) (string, error) {
-	if program := os.Getenv("GITLAB_RUNNER"); program != "" {
-		return filepath.Abs(program)
+	if program := Real(); program != "" {
+		return program, nil
 	}
 	return Build(ctx, dir)
 }
