@@ -12,7 +12,6 @@ import (
 // fields that Berth reads. Its strings hold variable references unexpanded.
 type Payload struct {
 	ID          int64          `json:"id"`
-	Token       string         `json:"token"`
 	JobInfo     JobInfo        `json:"job_info"`
 	GitInfo     GitInfo        `json:"git_info"`
 	Variables   []Variable     `json:"variables"`
