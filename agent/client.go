@@ -58,6 +58,9 @@ func Connect(ctx context.Context, pid int) (*Agent, error) {
 	defer unix.Close(fd)
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", fd))
 	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		return nil, fmt.Errorf("connect to the agent: %w", err)
 	}
 	a := &Agent{conn: conn.(*net.UnixConn), in: bufio.NewReader(conn)}
