@@ -49,8 +49,9 @@ type Profile struct {
 	User               string            `toml:"user" json:"user,omitempty"`
 	Environment        map[string]string `toml:"environment" json:"environment,omitempty"`
 
-	WaitForServices Duration `toml:"wait_for_services" json:"wait_for_services"`
-	Egress          Egress   `toml:"egress" json:"egress"`
+	WaitForServices Duration    `toml:"wait_for_services" json:"wait_for_services"`
+	Egress          Egress      `toml:"egress" json:"egress"`
+	Cache           CachePolicy `toml:"cache" json:"cache"`
 }
 
 // Egress says where a job's packets may go. Other jobs are never reachable.
@@ -78,5 +79,6 @@ func DefaultProfile() Profile {
 		SHMSize:             64 << 20,
 		WaitForServices:     Duration(30 * time.Second),
 		Egress:              Egress{Default: "allow"},
+		Cache:               CachePolicy{Publish: PublishProtected, Wait: Duration(10 * time.Minute), Native: true, Workspace: true},
 	}
 }
