@@ -79,6 +79,9 @@ func (j *Jobs) Admit(ctx context.Context, r api.AdmitRequest, progress func(stri
 	if err := j.furnish(ctx, e, grant, r.Request); err != nil {
 		return nil, fmt.Errorf("admit job %s: %w", e.key, err)
 	}
+	if err := j.guard(func() error { return j.admitToCaches(ctx, e, r.Request, progress) }); err != nil {
+		return nil, fmt.Errorf("admit job %s: %w", e.key, err)
+	}
 	admitted = true
 	j.log.WithFields(logrus.Fields{
 		"job":     e.key,

@@ -73,6 +73,7 @@ type Parts struct {
 	Containers Containers
 	Networks   Networks
 	Names      Names
+	Caches     Caches
 }
 
 // Jobs are the jobs on the node, from the time they ask for a berth until

@@ -164,6 +164,9 @@ func (j *Jobs) remove(ctx context.Context, r journal.Record) error {
 	if err := j.Containers.Remove(ctx, key); err != nil {
 		return err
 	}
+	if err := j.Caches.Release(ctx, key); err != nil {
+		return err // what is mounted must not be deleted with the directory
+	}
 	if err := errors.Join(
 		j.Names.Remove(ctx, key),
 		j.Networks.Release(ctx, r.Network),

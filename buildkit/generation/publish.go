@@ -58,6 +58,9 @@ func (c *Clone) Publish(ctx context.Context) (info Info, changed bool, err error
 	return info, err == nil, err
 }
 
+// Current is an error if the clone would not be published, since what it was made of was withdrawn: errdefs.ErrAborted.
+func (c *Clone) Current(ctx context.Context) error { return c.store.current(ctx, c.record) }
+
 // commit makes a writable record a layer. The record is its new reference's then, which may not be released before it
 // is finalized: its data would go.
 func commit(ctx context.Context, m cache.MutableRef) (cache.ImmutableRef, error) {

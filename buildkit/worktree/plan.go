@@ -150,3 +150,6 @@ func Overlaps(layers []string, selection Selection) (bool, error) {
 }
 
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// Apart tells whether the layers of the base are needed below no more.
+func (p *Plan) Apart() bool { return p.apart }

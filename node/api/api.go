@@ -56,6 +56,7 @@ type Admission struct {
 	Cgroup  string  `json:"cgroup"`
 	Dirs    Dirs    `json:"dirs"`
 	Network Network `json:"network"`
+	Caches  Caches  `json:"caches,omitzero"`
 }
 
 // Containerd says where the job's containers live.
