@@ -14,7 +14,7 @@ import (
 // View is a directory as overlayfs shows it: those of the layers that show through, held open. It is read by names of
 // one component alone, so that no link is followed even if somebody writes to a layer meanwhile.
 type View struct {
-	parts []part // from the uppermost down; at least one
+	parts []part // from the uppermost down
 }
 
 type part struct {
@@ -32,7 +32,8 @@ type Entry struct {
 	dir *os.File
 }
 
-// OpenView opens what overlayfs shows of a stack of layers, given from the uppermost down.
+// OpenView opens what overlayfs shows of a stack of layers, given from the uppermost down. That of none is
+// an empty directory, which has no path.
 func OpenView(layers []string) (*View, error) {
 	v := &View{}
 	for i, path := range layers {
@@ -42,9 +43,6 @@ func OpenView(layers []string) (*View, error) {
 			return nil, fmt.Errorf("open layer: %w", err)
 		}
 		v.parts = append(v.parts, part{dir: dir, layer: i})
-	}
-	if len(v.parts) == 0 {
-		return nil, fmt.Errorf("open layers: there is none: %w", errdefs.ErrInvalidArgument)
 	}
 	return v, nil
 }
@@ -94,7 +92,7 @@ func (v *View) Open(name string) (*View, error) {
 			break
 		}
 	}
-	if len(sub.parts) == 0 {
+	if len(sub.parts) == 0 && name != "." {
 		return nil, fmt.Errorf("%s is no directory: %w", name, errdefs.ErrNotFound)
 	}
 	return sub, nil

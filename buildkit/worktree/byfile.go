@@ -19,7 +19,7 @@ func (p *Plan) byFile(ctx context.Context, selection Selection) error {
 	if p.picks, p.Warnings, err = selection.resolve(ctx, v); err != nil {
 		return err
 	}
-	base, err := openBase(p.stack.Base)
+	base, err := layer.OpenView(p.stack.Base)
 	if err != nil {
 		return err
 	}
@@ -97,13 +97,12 @@ func (c *census) sub(ctx context.Context, v, base *layer.View, name string, pick
 	defer dir.Close()
 	var below *layer.View
 	if base != nil {
-		below, err = base.Open(name)
-		if err != nil && !errdefs.IsNotFound(err) {
+		if below, err = openIf(base, name); err != nil {
 			return err
 		}
-		if below != nil {
-			defer below.Close()
-		}
+	}
+	if below != nil {
+		defer below.Close()
 	}
 	before := c.count
 	if err := c.dir(ctx, dir, below, picks); err != nil {
@@ -120,6 +119,15 @@ func (c *census) sub(ctx context.Context, v, base *layer.View, name string, pick
 		c.same, err = layer.SameAttributes(dir.Path(), below.Path())
 	}
 	return err
+}
+
+// openIf opens a directory; nil if there is none.
+func openIf(v *layer.View, name string) (*layer.View, error) {
+	dir, err := v.Open(name)
+	if errdefs.IsNotFound(err) {
+		return nil, nil
+	}
+	return dir, err
 }
 
 // population counts all that is in a directory.
@@ -152,15 +160,11 @@ func population(ctx context.Context, v *layer.View) (int, error) {
 
 // byFile fills a layer with the selected files.
 func (f *filling) byFile(ctx context.Context) error {
-	below := f.plan.stack.all()[1:]
-	var lower *layer.View
-	if len(below) > 0 {
-		var err error
-		if lower, err = layer.OpenView(below); err != nil {
-			return err
-		}
-		defer lower.Close()
+	lower, err := layer.OpenView(f.plan.stack.all()[1:])
+	if err != nil {
+		return err
 	}
+	defer lower.Close()
 	return f.walk(ctx, visit{v: f.view, lower: lower, picks: f.plan.picks, rel: "."})
 }
 
@@ -214,13 +218,12 @@ func (f *filling) enter(ctx context.Context, at visit, name string, picks *picke
 	defer v.Close()
 	next := visit{v: v, picks: picks, rel: filepath.Join(at.rel, name), hidden: at.hidden}
 	if at.lower != nil {
-		next.lower, err = at.lower.Open(name)
-		if err != nil && !errdefs.IsNotFound(err) {
+		if next.lower, err = openIf(at.lower, name); err != nil {
 			return err
 		}
-		if next.lower != nil {
-			defer next.lower.Close()
-		}
+	}
+	if next.lower != nil {
+		defer next.lower.Close()
 	}
 	if _, place := v.Top(); place == 0 && v.Opaque() {
 		if next.lower != nil {

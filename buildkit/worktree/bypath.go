@@ -2,9 +2,6 @@ package worktree
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -34,7 +31,7 @@ type step struct {
 
 // byPath plans to take whole paths. errSlow if that cannot be.
 func (p *Plan) byPath(ctx context.Context, paths []string, selection Selection) error {
-	base, err := openBase(p.stack.Base)
+	base, err := layer.OpenView(p.stack.Base)
 	if err != nil {
 		return err
 	}
@@ -89,19 +86,6 @@ func (p *Plan) byPath(ctx context.Context, paths []string, selection Selection) 
 		p.Verdict = UponBase
 	}
 	return nil
-}
-
-// openBase opens the layers of a base; those of none are an empty directory.
-func openBase(layers []string) (*layer.View, error) {
-	if len(layers) > 0 {
-		return layer.OpenView(layers)
-	}
-	dir, err := os.MkdirTemp("", "berth-worktree-")
-	if err != nil {
-		return nil, fmt.Errorf("make empty layer: %w", err)
-	}
-	v, err := layer.OpenView([]string{dir})
-	return v, errors.Join(err, os.Remove(dir))
 }
 
 // step finds what became of a path.

@@ -239,3 +239,6 @@ func parents(v *layer.View, upper, rel string) error {
 	}
 	return layer.CopyAttributes(path, dir.Path())
 }
+
+// GoString is String.
+func (s *Scrubbed) GoString() string { return s.String() }
