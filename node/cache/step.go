@@ -131,4 +131,3 @@ func published(g generation.Info, changed bool) string {
 	}
 	return fmt.Sprintf("published as generation %d, %s", g.Number, sizeText(g.Size))
 }
-
