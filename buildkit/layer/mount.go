@@ -131,7 +131,8 @@ func Alive(upper string) (bool, error) {
 	}
 	defer func() { _ = os.Remove(scratch) }()
 	// With an index the kernel insists on being the only one; and refuses this work directory, but only after.
-	data := "index=on,lowerdir=" + scratch + ",upperdir=" + upper + ",workdir=" + upper
+	escaped := strings.NewReplacer(`\`, `\\`, ",", `\,`).Replace(upper)
+	data := "index=on,lowerdir=" + scratch + ",upperdir=" + escaped + ",workdir=" + escaped
 	err = unix.Mount("overlay", scratch, "overlay", 0, data)
 	switch {
 	case errors.Is(err, unix.EBUSY):

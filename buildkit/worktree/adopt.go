@@ -112,7 +112,7 @@ func (r *Root) adopt(ctx context.Context, path string, o layer.Overlay) (copied 
 		return false, err
 	}
 	if guarded && err == nil {
-		if err := os.Rename(taken, o.Upper); err != nil {
+		if err := unix.Rename(taken, o.Upper); err != nil { // over an empty directory
 			return false, fmt.Errorf("move it: %w", err)
 		}
 		return false, nil

@@ -162,7 +162,7 @@ func (r *Root) boundElsewhere(source where) (bool, error) {
 		return false, fmt.Errorf("find mounts: %w", err)
 	}
 	for _, m := range mounts {
-		fd, err := open(unix.AT_FDCWD, m.Mountpoint, 0)
+		fd, err := openReal(m.Mountpoint)
 		if err != nil {
 			continue // moved on, or covered
 		}

@@ -24,8 +24,13 @@ func (p *Plan) byFile(ctx context.Context, selection Selection) error {
 		return err
 	}
 	defer base.Close()
+	lower, err := layer.OpenView(p.stack.all()[1:])
+	if err != nil {
+		return err
+	}
+	defer lower.Close()
 	c := census{plan: p, same: len(p.stack.Base) > 0}
-	if err := c.dir(ctx, v, base, p.picks); err != nil {
+	if err := c.dir(ctx, visit{v: v, lower: lower, picks: p.picks, rel: "."}, base); err != nil {
 		return err
 	}
 	switch {
@@ -60,25 +65,25 @@ func (c *census) fromBase(place int) bool {
 }
 
 // dir counts what is selected in a directory. base is what the base has there, nil for nothing.
-func (c *census) dir(ctx context.Context, v, base *layer.View, picks *picked) error {
+func (c *census) dir(ctx context.Context, at visit, base *layer.View) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	entries, err := v.Entries()
+	entries, err := at.v.Entries()
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		sub := picks.below(e.Name)
+		picks := at.picks.below(e.Name)
 		switch {
-		case sub == nil:
+		case picks == nil:
 			continue
 		case e.IsDir():
-			if err := c.sub(ctx, v, base, e.Name, sub); err != nil {
+			if err := c.sub(ctx, at, base, e.Name, picks); err != nil {
 				return err
 			}
-		case sub.wanted():
-			c.plan.count(&e)
+		case picks.wanted():
+			c.plan.count(&e, !at.hidden)
 			c.count++
 			c.same = c.same && c.fromBase(e.Layer)
 		}
@@ -86,15 +91,15 @@ func (c *census) dir(ctx context.Context, v, base *layer.View, picks *picked) er
 	return nil
 }
 
-func (c *census) sub(ctx context.Context, v, base *layer.View, name string, picks *picked) error {
-	dir, err := v.Open(name)
+func (c *census) sub(ctx context.Context, at visit, base *layer.View, name string, picks *picked) error {
+	next, err := at.enter(name, picks)
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
+	defer next.close()
 	var below *layer.View
 	if base != nil {
 		if below, err = openIf(base, name); err != nil {
@@ -105,7 +110,7 @@ func (c *census) sub(ctx context.Context, v, base *layer.View, name string, pick
 		defer below.Close()
 	}
 	before := c.count
-	if err := c.dir(ctx, dir, below, picks); err != nil {
+	if err := c.dir(ctx, next, below); err != nil {
 		return err
 	}
 	if !picks.wanted() && c.count == before {
@@ -115,8 +120,8 @@ func (c *census) sub(ctx context.Context, v, base *layer.View, name string, pick
 	if below == nil {
 		c.same = false
 	}
-	if _, place := dir.Top(); c.same && picks.wanted() && !c.fromBase(place) {
-		c.same, err = layer.SameAttributes(dir.Path(), below.Path())
+	if _, place := next.v.Top(); c.same && picks.wanted() && !c.fromBase(place) {
+		c.same, err = layer.SameAttributes(next.v.Path(), below.Path())
 	}
 	return err
 }
@@ -174,9 +179,38 @@ type visit struct {
 	lower *layer.View // what it would be without the upper directory; nil for none
 	picks *picked
 	rel   string
+	// marked says that the directory in the upper one hides what is below, where there is nothing.
+	marked bool
 	// hidden says that the upper directory hides here what is below: the new layer as well, whose files would vanish
 	// from the job's view if it did not keep its own.
 	hidden bool
+}
+
+// enter opens a directory; errdefs.ErrNotFound if it went meanwhile.
+func (at visit) enter(name string, picks *picked) (visit, error) {
+	next := visit{picks: picks, rel: filepath.Join(at.rel, name), hidden: at.hidden}
+	var err error
+	if next.v, err = at.v.Open(name); err != nil {
+		return visit{}, err
+	}
+	if at.lower != nil {
+		if next.lower, err = openIf(at.lower, name); err != nil {
+			next.v.Close()
+			return visit{}, err
+		}
+	}
+	if _, place := next.v.Top(); place == 0 && next.v.Opaque() {
+		next.marked = next.lower == nil
+		next.hidden = next.hidden || !next.marked
+	}
+	return next, nil
+}
+
+func (at visit) close() {
+	at.v.Close()
+	if at.lower != nil {
+		at.lower.Close()
+	}
 }
 
 func (f *filling) walk(ctx context.Context, at visit) error {
@@ -208,27 +242,16 @@ func (f *filling) walk(ctx context.Context, at visit) error {
 }
 
 func (f *filling) enter(ctx context.Context, at visit, name string, picks *picked) error {
-	v, err := at.v.Open(name)
+	next, err := at.enter(name, picks)
 	if errdefs.IsNotFound(err) {
-		return nil // gone, while the directory is in use
+		return nil
 	}
 	if err != nil {
 		return err
 	}
-	defer v.Close()
-	next := visit{v: v, picks: picks, rel: filepath.Join(at.rel, name), hidden: at.hidden}
-	if at.lower != nil {
-		if next.lower, err = openIf(at.lower, name); err != nil {
-			return err
-		}
-	}
-	if next.lower != nil {
-		defer next.lower.Close()
-	}
-	if _, place := v.Top(); place == 0 && v.Opaque() {
-		if next.lower != nil {
-			next.hidden = true
-		} else if err := f.clear(next.rel); err != nil {
+	defer next.close()
+	if next.marked {
+		if err := f.clear(next.rel); err != nil {
 			return err
 		}
 	}
@@ -240,5 +263,5 @@ func (f *filling) enter(ctx context.Context, at visit, name string, picks *picke
 	if err := f.walk(ctx, next); err != nil {
 		return err
 	}
-	return f.leave(next.rel, v)
+	return f.leave(next.rel, next.v)
 }

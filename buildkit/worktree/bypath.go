@@ -230,7 +230,7 @@ func (p *Plan) measure(ctx context.Context, path string, dir bool) (differs bool
 	defer parent.Close()
 	if !dir {
 		e, err := parent.Lookup(filepath.Base(path))
-		p.count(&e)
+		p.count(&e, true)
 		return true, err
 	}
 	v, err := parent.Open(filepath.Base(path))
@@ -256,7 +256,7 @@ func (p *Plan) measureDir(ctx context.Context, v *layer.View) (differs bool, err
 	}
 	for _, e := range entries {
 		if !e.IsDir() {
-			p.count(&e)
+			p.count(&e, true)
 			differs = true
 			continue
 		}
@@ -277,15 +277,19 @@ func (p *Plan) measureDir(ctx context.Context, v *layer.View) (differs bool, err
 	return differs, nil
 }
 
-// count notes a file of the upper directory.
-func (p *Plan) count(e *layer.Entry) {
+// count notes a file that is to be taken, and whether it could be moved if it is the job's.
+func (p *Plan) count(e *layer.Entry, movable bool) {
 	p.Files++
 	if e.Stat.Mode&unix.S_IFMT == unix.S_IFREG {
 		p.Bytes += e.Stat.Size
 	}
 	if e.Layer == 0 && e.Stat.Nlink > 1 {
 		key := inode{e.Stat.Dev, e.Stat.Ino}
-		p.links[key] = names{p.links[key].seen + 1, uint64(e.Stat.Nlink)}
+		n := names{p.links[key].seen, uint64(e.Stat.Nlink)}
+		if movable {
+			n.seen++
+		}
+		p.links[key] = n
 	}
 }
 

@@ -94,18 +94,22 @@ func (r *Root) awaitUnused(ctx context.Context, o layer.Overlay) error {
 	return nil
 }
 
+// escapes is how the kernel shows options.
+var escapes = strings.NewReplacer(`\`, `\134`, ",", `\054`, "=", `\075`, " ", `\040`, "\t", `\011`, "\n", `\012`)
+
 // overlay finds the overlay below the root, wherever it is; nil if it is not.
 func (r *Root) overlay(o layer.Overlay) (*mountinfo.Info, error) {
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(r.path))
 	if err != nil {
 		return nil, fmt.Errorf("find mounts: %w", err)
 	}
+	upper := "upperdir=" + escapes.Replace(o.Upper)
 	for _, m := range mounts {
 		if m.FSType != "overlay" {
 			continue
 		}
 		for option := range strings.SplitSeq(m.VFSOptions, ",") {
-			if option == "upperdir="+o.Upper {
+			if option == upper {
 				return m, nil
 			}
 		}

@@ -50,7 +50,7 @@ type Plan struct {
 
 type inode struct{ dev, ino uint64 }
 
-// names counts those of a file: that are selected, and all.
+// names counts those of a file: that can be moved as they are selected, and all.
 type names struct{ seen, all uint64 }
 
 // MakePlan finds what a cache is to publish of a project directory, and changes nothing. As long as nothing else is

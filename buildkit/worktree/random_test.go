@@ -80,14 +80,18 @@ func (h *history) selects() func(files, tracked map[string]string) Selection {
 		"**/x", "a/*/y", "{a,b}/**", "*/z", "m/**", "**/m", "[ab]/?", "a/**/z", "", "../out", "gone",
 	}
 	patterns := 9
-	if h.r.IntN(2) == 0 {
+	switch h.r.IntN(3) {
+	case 0:
 		patterns = len(choice)
+	case 1:
+		// As most are: one that is never in the workspace.
+		choice, patterns = []string{"m", "m", "b/m", "c/a/m"}, 4
 	}
 	var paths []string
 	for range 1 + h.r.IntN(3) {
 		paths = append(paths, choice[h.r.IntN(patterns)])
 	}
-	untracked := h.r.IntN(5) == 0
+	untracked := h.r.IntN(5) == 0 && patterns > 4
 	return func(files, tracked map[string]string) Selection {
 		s := Selection{Dir: "/builds/group/project", Paths: paths}
 		if h.r.IntN(8) == 0 { // somebody changed .gitlab-ci.yml
@@ -219,9 +223,9 @@ func (h *history) work(roots ...string) {
 			_ = os.MkdirAll(at(dir), 0o755)
 			_ = os.WriteFile(filepath.Join(at(dir), "x"), []byte(text), 0o644)
 		case 11:
-			move(at(dir), at(otherDir))
+			move(at(dir), at(otherDir), true)
 		case 12:
-			move(at(file), at(other))
+			move(at(file), at(other), false)
 		case 13:
 			_ = os.Link(at(file), at(other))
 		case 14:
@@ -239,7 +243,10 @@ func (h *history) work(roots ...string) {
 }
 
 // move moves a file or directory to where nothing is, as mv does.
-func move(from, to string) {
+func move(from, to string, dir bool) {
+	if info, err := os.Lstat(from); err != nil || info.IsDir() != dir {
+		return
+	}
 	if strings.HasPrefix(to+"/", from+"/") {
 		return
 	}
@@ -368,6 +375,12 @@ func (h *history) zip(plain string, s Selection) (archive string, some bool) {
 		}
 		matches, err := doublestar.Glob(os.DirFS(plain), rel, doublestar.WithNoFollow())
 		h.must(err)
+		if !strings.ContainsAny(rel, meta) {
+			// A link that leads nowhere is a file to us: nobody outside of the container can tell.
+			if _, err := os.Lstat(filepath.Join(plain, rel)); err == nil {
+				matches = []string{rel}
+			}
+		}
 		for _, match := range matches {
 			h.must(filepath.Walk(filepath.Join(plain, match), func(path string, _ fs.FileInfo, err error) error {
 				h.must(err)

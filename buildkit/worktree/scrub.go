@@ -234,8 +234,15 @@ func parents(v *layer.View, upper, rel string) error {
 		return nil
 	}
 	path := filepath.Join(upper, rel)
+	var parent unix.Stat_t
+	if err := unix.Lstat(filepath.Dir(path), &parent); err != nil {
+		return fmt.Errorf("stat %s: %w", filepath.Dir(path), err)
+	}
 	if err := os.Mkdir(path, 0o700); err != nil {
 		return fmt.Errorf("make directory: %w", err)
+	}
+	if err := setTimes(filepath.Dir(path), &parent); err != nil {
+		return err
 	}
 	return layer.CopyAttributes(path, dir.Path())
 }

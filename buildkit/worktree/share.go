@@ -74,10 +74,7 @@ func Detach(dir string) error {
 
 // detach follows no link to a mount. One that went with another is gone already.
 func detach(path string) error {
-	parent, err := unix.Openat2(unix.AT_FDCWD, filepath.Dir(path), &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_NO_SYMLINKS,
-	})
+	parent, err := openReal(filepath.Dir(path))
 	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}
@@ -94,3 +91,11 @@ func detach(path string) error {
 
 // inside names something in an open directory for calls that take a path.
 func inside(dir int, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", dir, name) }
+
+// openReal opens a directory by a path in which no link is.
+func openReal(path string) (int, error) {
+	return unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_NO_SYMLINKS,
+	})
+}
