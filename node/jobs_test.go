@@ -315,7 +315,7 @@ func TestAdmitAndRelease(t *testing.T) {
 	info, err := os.Stat(a.Dirs.Job)
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o700), info.Mode().Perm())
-	require.Equal(t, []string{"cgroup /berth/" + key, "lease " + key, "names " + key, "network " + key}, b.left())
+	require.Equal(t, []string{"caches " + key, "cgroup /berth/" + key, "lease " + key, "names " + key, "network " + key}, b.left())
 
 	again, err := b.Admission(key)
 	require.NoError(t, err)
