@@ -49,7 +49,8 @@ type fixture struct {
 	count    atomic.Int32
 }
 
-func newFixture(tb testing.TB) *fixture {
+// newFixture makes one whose builds may speak to further registries on this machine.
+func newFixture(tb testing.TB, registries ...string) *fixture {
 	tb.Helper()
 	tb.Setenv("TMPDIR", os.TempDir()) // the service sets its own
 	f := &fixture{TB: tb, Engine: enginetest.New(tb)}
@@ -57,7 +58,7 @@ func newFixture(tb testing.TB) *fixture {
 	f.must(err)
 	tb.Cleanup(func() { f.check(registry.Close()) })
 	f.registry = registry
-	f.serve()
+	f.serve(registries...)
 	tb.Cleanup(func() {
 		if f.service != nil {
 			f.check(f.service.Close())
@@ -66,14 +67,18 @@ func newFixture(tb testing.TB) *fixture {
 	return f
 }
 
-func (f *fixture) serve() {
+func (f *fixture) serve(registries ...string) {
 	f.Helper()
+	config := builds.Config{Registries: map[string]builds.Registry{}}
+	for _, r := range append(registries, f.registry.Address, f.registry.PrivateAddress) {
+		config.Registries[r] = builds.Registry{PlainHTTP: true}
+	}
 	var err error
-	f.service, err = builds.New(f.Context(), f.Engine.Engine, builds.Config{Registries: map[string]builds.Registry{
-		f.registry.Address: {PlainHTTP: true}, f.registry.PrivateAddress: {PlainHTTP: true},
-	}})
+	f.service, err = builds.New(f.Context(), f.Engine.Engine, config)
 	f.must(err)
 }
+
+type jobSpec = builds.Job
 
 func (f *fixture) must(err error) {
 	f.Helper()
@@ -186,6 +191,7 @@ type request struct {
 	exports    []client.ExportEntry
 	imports    []client.CacheOptionsEntry
 	allow      []string
+	sharedKey  string // names the directory; its files have one time
 }
 
 // build builds a Dockerfile, and returns what steps said.
@@ -201,13 +207,24 @@ func (j *job) buildIn(ctx context.Context, r request) (string, error) {
 	for name, text := range r.files {
 		j.must(os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
 	}
+	if r.sharedKey != "" {
+		files, err := filepath.Glob(filepath.Join(dir, "*"))
+		j.must(err)
+		for _, name := range files {
+			j.must(os.Chtimes(name, time.Unix(1, 0), time.Unix(1, 0)))
+		}
+	}
 	fs, err := fsutil.NewFS(dir)
 	j.must(err)
+	if r.attrs == nil {
+		r.attrs = map[string]string{} // the client writes to it
+	}
 	opt := client.SolveOpt{
 		Frontend: "dockerfile.v0", FrontendAttrs: r.attrs, Session: r.attach, Exports: r.exports,
 		LocalMounts:         map[string]fsutil.FS{"context": fs, "dockerfile": fs},
 		CacheImports:        r.imports,
 		AllowedEntitlements: r.allow,
+		SharedKey:           r.sharedKey,
 	}
 	return j.solve(ctx, opt)
 }

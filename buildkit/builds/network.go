@@ -11,7 +11,6 @@ import (
 	"github.com/containerd/errdefs"
 	resourcestypes "github.com/moby/buildkit/executor/resources/types"
 	"github.com/moby/buildkit/solver/pb"
-	"github.com/moby/buildkit/util/entitlements"
 	"github.com/moby/buildkit/util/network"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -24,11 +23,7 @@ func networks(j Job) map[pb.NetMode]network.Provider {
 	if j.Network != nil {
 		own = provider{j.Network}
 	}
-	m := map[pb.NetMode]network.Provider{pb.NetMode_UNSET: own, pb.NetMode_NONE: network.NewNoneProvider()}
-	if j.may(entitlements.EntitlementNetworkHost) {
-		m[pb.NetMode_HOST] = own
-	}
-	return m
+	return map[pb.NetMode]network.Provider{pb.NetMode_UNSET: own, pb.NetMode_NONE: network.NewNoneProvider()}
 }
 
 // provider gives each RUN step a network namespace on the job's network.

@@ -13,6 +13,8 @@ import (
 	"github.com/moby/buildkit/executor/oci"
 	resourcestypes "github.com/moby/buildkit/executor/resources/types"
 	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/entitlements"
 	"github.com/moby/buildkit/util/iohelper"
 )
 
@@ -21,6 +23,7 @@ type runner struct {
 	executor.Executor
 	prefix string // of containers' ids, and all of one length
 	cgroup string
+	host   bool // network.host is granted
 
 	mu     sync.Mutex
 	closed bool
@@ -40,6 +43,7 @@ func (s *Service) newRunner(j Job, dir string) *runner {
 		}),
 		prefix: j.id(),
 		cgroup: j.Cgroup,
+		host:   j.may(entitlements.EntitlementNetworkHost),
 	}
 }
 
@@ -68,6 +72,9 @@ func (r *runner) Run(ctx context.Context, id string, root executor.Mount, mounts
 	}
 	defer r.runs.Done()
 	p.Meta.CgroupParent = r.cgroup
+	if p.Meta.NetMode == pb.NetMode_HOST && r.host {
+		p.Meta.NetMode = pb.NetMode_UNSET // the job's; there is no other
+	}
 	if p.Stderr == os.Stderr { // a frontend's
 		p.Stderr = &iohelper.NopWriteCloser{Writer: io.Discard}
 	}
