@@ -85,7 +85,7 @@ func TestCacheOfOthers(t *testing.T) {
 				})
 			})
 		},
-		"container": func(t *testing.T, id string) (string, error) {
+		"container": func(_ *testing.T, id string) (string, error) {
 			var out buffer
 			_, err := evil.raw(client.SolveOpt{}, func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
 				return nil, f.container(ctx, c, &out, gateway.Mount{Dest: "/c", MountType: pb.MountType_CACHE, CacheOpt: &pb.CacheOpt{ID: id}})

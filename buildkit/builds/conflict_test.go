@@ -42,6 +42,13 @@ func TestOneMode(t *testing.T) {
 		one()
 		f.must(m.Release(t.Context()))
 	}
+	m, err := f.Mounts().Acquire(t.Context(), cachemount.Request{Key: key, Job: "itself", Sharing: spec.Locked})
+	f.must(err)
+	_, err = f.job("key", "p1", func(j *jobSpec) { j.Name = "itself" }).build(step("locked", "true"))
+	if err == nil || !strings.Contains(err.Error(), "is locked by this job itself") {
+		t.Errorf("a lock of the job's own: %v", err)
+	}
+	f.must(m.Release(t.Context()))
 	// Of builds among themselves.
 	ended := make(chan error, 1)
 	go func() {
@@ -53,7 +60,7 @@ func TestOneMode(t *testing.T) {
 		dir = f.cacheDir(key, "ready")
 		return dir != ""
 	})
-	_, err := j.build(step("shared", "true"))
+	_, err = j.build(step("shared", "true"))
 	if err == nil || !strings.Contains(err.Error(), "another build has it as locked or private") {
 		t.Errorf("shared while a build has it locked: %v", err)
 	}

@@ -33,6 +33,12 @@ func (w *jobWorker) check(list []*pb.Mount) error {
 		if err := w.service.engine.Mounts().Check(m.CacheOpt.ID, sharing); err != nil {
 			return err
 		}
+		for _, h := range w.service.engine.Mounts().Holders(m.CacheOpt.ID) {
+			if sharing == spec.Locked && w.job.Name != "" && h.Job == w.job.Name {
+				return fmt.Errorf("cache %q is locked by this job itself until it ends, and the step would wait for it: let both ask for it as shared: %w",
+					m.CacheOpt.ID, errdefs.ErrConflict)
+			}
+		}
 	}
 	return nil
 }

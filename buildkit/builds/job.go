@@ -18,6 +18,10 @@ import (
 type Job struct {
 	Key string // names the job; no other has it
 
+	// Name is by what the job holds caches itself. A step that asks for a lock that its own job has would wait for it
+	// without end, and is refused.
+	Name string
+
 	// Namespace is whose caches, results and images its builds have: those of a project and a trust tier. It is a word
 	// of letters, digits and ._- with no other use.
 	Namespace string

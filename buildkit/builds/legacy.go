@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/client"
@@ -30,10 +31,17 @@ func (e *Endpoint) handleBuild(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer done()
+	rc := http.NewResponseController(w)
 	if attrs["context"] == "" {
-		body, drop := e.transport.put(io.NopCloser(r.Body))
-		defer drop()
-		attrs["context"] = body
+		body := &body{r: r.Body}
+		url, drop := e.transport.put(body)
+		defer func() {
+			drop()
+			// A build that fails may be reading still, and the request must not be read after its answer.
+			_ = rc.SetReadDeadline(time.Unix(1, 0))
+			body.end()
+		}()
+		attrs["context"] = url
 	}
 	c, err := e.client(ctx)
 	if err != nil {
@@ -41,9 +49,9 @@ func (e *Endpoint) handleBuild(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer c.Close()
-	rc := http.NewResponseController(w)
 	_ = rc.EnableFullDuplex() // the context is read while steps are told
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Connection", "close") // what is left of the context is not read
 	out := &lines{enc: json.NewEncoder(w), flush: rc.Flush}
 	names := r.URL.Query()["t"]
 	updates := make(chan *client.SolveStatus)
@@ -65,6 +73,30 @@ func (e *Endpoint) handleBuild(w http.ResponseWriter, r *http.Request) {
 	for _, n := range names {
 		out.stream("Successfully tagged " + n + "\n")
 	}
+}
+
+// body is a request's, until its end.
+type body struct {
+	mu    sync.Mutex
+	r     io.Reader
+	ended bool
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended {
+		return 0, fmt.Errorf("the build's context is gone: %w", errdefs.ErrAborted)
+	}
+	return b.r.Read(p)
+}
+
+func (b *body) Close() error { return nil }
+
+func (b *body) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ended = true
 }
 
 // client is one of the endpoint itself.

@@ -149,5 +149,7 @@ func TestReach(t *testing.T) {
 		t.Error("the victim's build was touched")
 	}
 	cancel()
-	<-solved
+	if err := <-solved; err == nil {
+		t.Error("the victim's build ended well")
+	}
 }

@@ -19,7 +19,7 @@ import (
 
 // networks are what RUN steps of a job can ask for. The node's is not among them.
 func networks(j Job) map[pb.NetMode]network.Provider {
-	var own network.Provider = network.NewNoneProvider()
+	own := network.NewNoneProvider()
 	if j.Network != nil {
 		own = provider{j.Network}
 	}

@@ -96,12 +96,13 @@ func (s *Service) resultDir() string       { return filepath.Join(s.dir, "result
 
 // Close ends the service, after its endpoints.
 func (s *Service) Close() error {
-	var errs []error
 	s.mu.Lock()
-	if n := len(s.jobs); n > 0 {
-		errs = append(errs, fmt.Errorf("%d jobs still build: %w", n, errdefs.ErrFailedPrecondition))
-	}
+	n := len(s.jobs)
 	s.mu.Unlock()
+	if n > 0 {
+		return fmt.Errorf("%d jobs still build: %w", n, errdefs.ErrFailedPrecondition)
+	}
+	var errs []error
 	if s.history != nil {
 		errs = append(errs, s.history.Close())
 	}

@@ -36,11 +36,11 @@ func (s *Service) newWorker(j Job, r *runner, t *transport) (*jobWorker, error) 
 	own := &imageStore{Store: engine.ImageStore, job: j, naming: &s.naming}
 	w := &base.Worker{WorkerOpt: engine.WorkerOpt, CacheMgr: engine.CacheMgr}
 	w.WorkerOpt.Executor = r
-	w.WorkerOpt.NetworkProviders = nil
-	w.WorkerOpt.ProxyProvider = nil
+	w.NetworkProviders = nil
+	w.ProxyProvider = nil
 	w.WorkerOpt.CDIManager = nil
-	w.WorkerOpt.RegistryHosts = s.hosts
-	w.WorkerOpt.ImageStore = own
+	w.RegistryHosts = s.hosts
+	w.ImageStore = own
 	// buildx asks for the snapshotter; the rest is about the node.
 	const snapshotter = "org.mobyproject.buildkit.worker.snapshotter"
 	w.WorkerOpt.Labels = map[string]string{snapshotter: buildkit.Snapshotter}
