@@ -52,6 +52,7 @@ type Profile struct {
 	WaitForServices Duration    `toml:"wait_for_services" json:"wait_for_services"`
 	Egress          Egress      `toml:"egress" json:"egress"`
 	Cache           CachePolicy `toml:"cache" json:"cache"`
+	Builds          BuildPolicy `toml:"builds" json:"builds"`
 }
 
 // Egress says where a job's packets may go. Other jobs are never reachable.
@@ -79,6 +80,18 @@ func DefaultProfile() Profile {
 		SHMSize:             64 << 20,
 		WaitForServices:     Duration(30 * time.Second),
 		Egress:              Egress{Default: "allow"},
+		Builds:              BuildPolicy{Enabled: true},
 		Cache:               CachePolicy{Publish: PublishProtected, Wait: Duration(10 * time.Minute), Native: true, Workspace: true},
 	}
 }
+
+// BuildPolicy is what a profile says of image builds.
+type BuildPolicy struct {
+	// Enabled gives each job a BuildKit.
+	Enabled bool `toml:"enabled" json:"enabled"`
+	// Entitlements are what builds may ask for (--allow).
+	Entitlements []string `toml:"entitlements" json:"entitlements,omitempty"`
+}
+
+// BuildEntitlements are all that a profile can grant.
+var BuildEntitlements = []string{"network.host", "security.insecure"}

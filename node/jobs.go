@@ -74,6 +74,7 @@ type Parts struct {
 	Networks   Networks
 	Names      Names
 	Caches     Caches
+	Builds     Builds
 }
 
 // Jobs are the jobs on the node, from the time they ask for a berth until

@@ -15,6 +15,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"gitlab.com/berth-ci/berth/buildkit"
+	"gitlab.com/berth-ci/berth/buildkit/builds"
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/cache"
 	"gitlab.com/berth-ci/berth/node/cgroup"
@@ -54,6 +55,7 @@ type daemon struct {
 	networks *network.Pool
 	names    *resolverNames
 	engine   *buildkit.Engine
+	builders *builders
 	keeper   *cache.Keeper
 	jobs     *Jobs
 }
@@ -166,6 +168,12 @@ func (d *daemon) openCaches(ctx context.Context) (err error) {
 		return fmt.Errorf("open the node's caches: %w", err)
 	}
 	d.onClose(func(context.Context) error { return d.engine.Close() })
+	service, err := builds.New(ctx, d.engine, builds.Config{})
+	if err != nil {
+		return err
+	}
+	d.builders = newBuilders(service, d.networks, d.client.ImageService(), d.log)
+	d.onClose(d.builders.close)
 	return nil
 }
 
@@ -214,7 +222,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		Boot:         boot,
 	}, d.log, Parts{
 		Journal: d.journal, Dirs: store, Cgroups: d.cgroups, Containers: runtimeContainers{d.client},
-		Networks: d.networks, Names: d.names, Caches: caches,
+		Networks: d.networks, Names: d.names, Caches: caches, Builds: d.builders,
 	})
 	d.onClose(func(ctx context.Context) error { end(errShutdown); return d.jobs.wait(ctx) })
 	if err := retakeCaches(ctx, caches, d.jobs, alive, dead); err != nil {

@@ -57,6 +57,13 @@ type Admission struct {
 	Dirs    Dirs    `json:"dirs"`
 	Network Network `json:"network"`
 	Caches  Caches  `json:"caches,omitzero"`
+	Builds  Builds  `json:"builds,omitzero"`
+}
+
+// Builds says where the job finds its BuildKit; nowhere if Dir is empty.
+type Builds struct {
+	Dir    string `json:"dir"`
+	Socket string `json:"socket"` // in it
 }
 
 // Containerd says where the job's containers live.
