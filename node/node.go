@@ -168,7 +168,7 @@ func (d *daemon) openCaches(ctx context.Context) (err error) {
 		return fmt.Errorf("open the node's caches: %w", err)
 	}
 	d.onClose(func(context.Context) error { return d.engine.Close() })
-	service, err := builds.New(ctx, d.engine, builds.Config{})
+	service, err := builds.New(ctx, d.engine, builds.Config{HostsDir: d.config.Registries.HostsDir})
 	if err != nil {
 		return err
 	}

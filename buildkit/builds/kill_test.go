@@ -34,7 +34,11 @@ func child(text string) error {
 	if err != nil {
 		return err
 	}
-	s, err := builds.New(ctx, e, builds.Config{Registries: map[string]builds.Registry{c.Registry: {PlainHTTP: true}}})
+	hosts := filepath.Join(c.Engine.Root, "certs.d")
+	if err := nameRegistries(hosts, c.Registry); err != nil {
+		return err
+	}
+	s, err := builds.New(ctx, e, builds.Config{HostsDir: hosts})
 	if err != nil {
 		return err
 	}

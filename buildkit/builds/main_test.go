@@ -69,13 +69,25 @@ func newFixture(tb testing.TB, registries ...string) *fixture {
 
 func (f *fixture) serve(registries ...string) {
 	f.Helper()
-	config := builds.Config{Registries: map[string]builds.Registry{}}
-	for _, r := range append(registries, f.registry.Address, f.registry.PrivateAddress) {
-		config.Registries[r] = builds.Registry{PlainHTTP: true}
-	}
+	dir := f.TempDir()
+	f.must(nameRegistries(dir, append(registries, f.registry.Address, f.registry.PrivateAddress)...))
 	var err error
-	f.service, err = builds.New(f.Context(), f.Engine.Engine, config)
+	f.service, err = builds.New(f.Context(), f.Engine.Engine, builds.Config{HostsDir: dir})
 	f.must(err)
+}
+
+// nameRegistries is what an operator does who has registries on the node.
+func nameRegistries(dir string, registries ...string) error {
+	for _, r := range registries {
+		of := filepath.Join(dir, r)
+		if err := os.MkdirAll(of, 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(of, "hosts.toml"), []byte(fmt.Sprintf("server = %q\n", "http://"+r)), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 type jobSpec = builds.Job

@@ -20,11 +20,9 @@ import (
 
 // Config is what builds of all jobs have.
 type Config struct {
-	// Registries that images may be pulled from and pushed to though they are on the node or on a link of it, or speak
-	// plain HTTP; by host and port.
-	Registries map[string]Registry
-	// Deny are further networks that registries may not be in.
-	Deny []Prefix
+	// HostsDir holds containerd's hosts.toml files, a directory for each registry. Those named there may be on the node,
+	// or on a link of it.
+	HostsDir string
 }
 
 // Service serves builds on an engine.
@@ -85,7 +83,7 @@ func New(ctx context.Context, engine *buildkit.Engine, c Config) (_ *Service, er
 	if err != nil {
 		return nil, fmt.Errorf("open build history: %w", err)
 	}
-	s.hosts = registryHosts(c)
+	s.hosts = registryHosts(c.HostsDir)
 	s.results.open = s.openResults
 	return s, nil
 }
