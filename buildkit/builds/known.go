@@ -43,7 +43,7 @@ func (k known) ReaderAt(ctx context.Context, desc ocispecs.Descriptor) (content.
 }
 
 func (k known) mark(ctx context.Context, d digest.Digest) error {
-	_, err := k.Store.Update(ctx, content.Info{Digest: d, Labels: map[string]string{k.label: "true"}}, "labels."+k.label)
+	_, err := k.Update(ctx, content.Info{Digest: d, Labels: map[string]string{k.label: "true"}}, "labels."+k.label)
 	if err != nil {
 		return fmt.Errorf("mark content %s: %w", d, err)
 	}
