@@ -7,6 +7,7 @@ import (
 	stdlog "log"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -168,7 +169,9 @@ func (d *daemon) openCaches(ctx context.Context) (err error) {
 		return fmt.Errorf("open the node's caches: %w", err)
 	}
 	d.onClose(func(context.Context) error { return d.engine.Close() })
-	service, err := builds.New(ctx, d.engine, builds.Config{HostsDir: d.config.Registries.HostsDir})
+	service, err := builds.New(ctx, d.engine, builds.Config{
+		HostsDir: d.config.Registries.HostsDir, Deny: []netip.Prefix{d.config.Network.Subnet, d.config.Network.Uplinks},
+	})
 	if err != nil {
 		return err
 	}

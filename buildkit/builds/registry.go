@@ -21,16 +21,16 @@ import (
 //
 // An operator's directory of hosts.toml files, as containerd's, tells mirrors and certificates. Who is named there may
 // be on the node, and speak plain HTTP.
-func registryHosts(hostsDir string) docker.RegistryHosts {
+func registryHosts(c Config) docker.RegistryHosts {
 	return func(registry string) ([]docker.RegistryHost, error) {
 		var dir string
 		var err error
-		if hostsDir != "" {
-			if dir, err = config.HostDirFromRoot(hostsDir)(registry); err != nil && !errdefs.IsNotFound(err) {
+		if c.HostsDir != "" {
+			if dir, err = config.HostDirFromRoot(c.HostsDir)(registry); err != nil && !errdefs.IsNotFound(err) {
 				return nil, fmt.Errorf("read configuration of registry %s: %w", registry, err)
 			}
 		}
-		g := &guard{named: map[string]bool{}}
+		g := &guard{named: map[string]bool{}, deny: c.Deny}
 		options := config.HostOptions{UpdateClient: g.dress}
 		if dir != "" {
 			options.HostDir = func(string) (string, error) { return dir, nil }
@@ -63,6 +63,7 @@ func withPort(host, scheme string) string {
 // guard keeps connections from the node.
 type guard struct {
 	named map[string]bool // by an operator; by host and port
+	deny  []netip.Prefix
 }
 
 // dress has a client connect by the guard. It is called before anything is named.
@@ -81,13 +82,13 @@ func (g *guard) dial(ctx context.Context, network, address string) (net.Conn, er
 	d := net.Dialer{Timeout: 30 * time.Second, KeepAlive: time.Minute}
 	if !g.named[address] {
 		// The address that is connected to, after names are resolved: a name may mean another the next time.
-		d.ControlContext = func(_ context.Context, _, address string, _ syscall.RawConn) error { return check(address) }
+		d.ControlContext = func(_ context.Context, _, address string, _ syscall.RawConn) error { return g.check(address) }
 	}
 	return d.DialContext(ctx, network, address)
 }
 
 // check refuses the node, and what is on a link of it.
-func check(address string) error {
+func (g *guard) check(address string) error {
 	ap, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return fmt.Errorf("check address of registry: %w", err)
@@ -99,6 +100,11 @@ func check(address string) error {
 	}
 	if !ip.IsGlobalUnicast() {
 		return refused("it is on the node or on a link of it")
+	}
+	for _, p := range g.deny {
+		if p.Contains(ip) {
+			return refused("it is in a network that registries may not be in")
+		}
 	}
 	own, err := net.InterfaceAddrs()
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -23,6 +24,8 @@ type Config struct {
 	// HostsDir holds containerd's hosts.toml files, a directory for each registry. Those named there may be on the node,
 	// or on a link of it.
 	HostsDir string
+	// Deny are networks that registries may not be in: those of jobs, which berthd reaches.
+	Deny []netip.Prefix
 }
 
 // Service serves builds on an engine.
@@ -83,7 +86,7 @@ func New(ctx context.Context, engine *buildkit.Engine, c Config) (_ *Service, er
 	if err != nil {
 		return nil, fmt.Errorf("open build history: %w", err)
 	}
-	s.hosts = registryHosts(c.HostsDir)
+	s.hosts = registryHosts(c)
 	s.results.open = s.openResults
 	return s, nil
 }
