@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -19,6 +20,8 @@ import (
 const (
 	// maxBody is more than any request needs: a job has at most 128 services.
 	maxBody = 4 << 20
+	// maxStep is for the names of the untracked files of a large working tree.
+	maxStep = 128 << 20
 	// writeTimeout is how long a caller may leave a line of a stream unread.
 	writeTimeout = 30 * time.Second
 )
@@ -50,18 +53,25 @@ func (h *handler) routes() http.Handler {
 		"POST /v1/caches/prune":            h.prune,
 		"/":                                h.unknown,
 	} {
-		mux.Handle(pattern, h.guard(serve))
+		mux.Handle(pattern, h.guard(serve, bodyLimit(pattern)))
 	}
 	return mux
 }
 
+func bodyLimit(pattern string) int64 {
+	if strings.HasSuffix(pattern, "/cache/{step}") {
+		return maxStep
+	}
+	return maxBody
+}
+
 // guard answers errors, and keeps a panic from being more than an error.
-func (h *handler) guard(serve func(*reply, *http.Request) error) http.Handler {
+func (h *handler) guard(serve func(*reply, *http.Request) error, limit int64) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		log := h.log.WithField("call", r.Method+" "+r.URL.Path)
 		to := &reply{ResponseWriter: w}
 		err := h.jobs.guard(func() error {
-			r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+			r.Body = http.MaxBytesReader(w, r.Body, limit)
 			return serve(to, r)
 		})
 		switch {

@@ -33,8 +33,7 @@ func (s *Stage) runBetweenCaches(ctx context.Context, st *state, script, stage s
 		}
 	case "archive_cache", "archive_cache_on_failure":
 		if st.Native {
-			s.saveCaches(ctx, st, stage == "archive_cache")
-			return nil
+			return s.saveCaches(ctx, st, stage == "archive_cache")
 		}
 	case "cleanup_file_variables":
 		err := s.runScript(ctx, st, script, stage)
@@ -44,47 +43,66 @@ func (s *Stage) runBetweenCaches(ctx context.Context, st *state, script, stage s
 		return err
 	}
 	err := s.runScript(ctx, st, script, stage)
-	if stage == "build_script" || strings.HasPrefix(stage, "step_") {
+	switch {
+	case stage == "build_script", strings.HasPrefix(stage, "step_"):
 		st.Succeeded = err == nil && (st.Succeeded || stage != "step_release")
-		err = errors.Join(err, s.save(st))
+	case stage != "after_script" && err != nil:
+		st.Succeeded = false
+	default:
+		return err
 	}
-	return err
+	return errors.Join(err, s.save(st))
 }
 
-// getSources runs the script in the tree of an earlier job, and in a fresh
-// one if it fails there: the tree may be damaged.
+// getSources gets the sources, again if their tree was lost when berthd ended
+// right after.
 func (s *Stage) getSources(ctx context.Context, st *state, script string) error {
+	const attempts = 3
+	for range attempts {
+		result, err := s.getSourcesOnce(ctx, st, script)
+		if err != nil {
+			return err
+		}
+		show(result.Lines)
+		if result.Again {
+			warn(ctx, "the working tree is lost; get_sources is done again")
+			continue
+		}
+		st.Native, st.Restored, st.CacheEnv = result.Native, result.Restored, result.Env
+		return s.save(st)
+	}
+	return errors.New("get the working tree: it is lost again and again; berthd's log says why")
+}
+
+// getSourcesOnce runs the script in the tree of an earlier job, and in a fresh
+// one if it fails there: the tree may be damaged.
+func (s *Stage) getSourcesOnce(ctx context.Context, st *state, script string) (*api.CacheResult, error) {
 	const stage = "get_sources"
 	fetched, err := s.cacheStep(ctx, st, api.StepFetch, api.CacheStep{})
 	if err != nil {
-		return fmt.Errorf("get the working tree: %w", err)
+		return nil, fmt.Errorf("get the working tree: %w", err)
 	}
 	err = s.runScript(ctx, st, script, stage)
 	if err != nil && ctx.Err() == nil && fetched.Kept {
 		warn(ctx, "%s failed in the working tree that an earlier job left; it is tried again in a fresh one", stage)
 		if _, stepErr := s.cacheStep(ctx, st, api.StepRefetch, api.CacheStep{}); stepErr != nil {
-			return errors.Join(err, stepErr)
+			return nil, errors.Join(err, stepErr)
 		}
 		err = s.runScript(ctx, st, script, stage)
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	content, err := s.content(ctx, st)
 	if err != nil {
-		return err
+		warn(ctx, "cannot hash what the keys of caches name: %v", err)
 	}
-	result, err := s.cacheStep(ctx, st, api.StepCheckout, api.CacheStep{Content: content})
-	if err != nil {
-		return err
-	}
-	show(result.Lines)
-	st.Native, st.Restored, st.CacheEnv = result.Native, result.Restored, result.Env
-	return s.save(st)
+	return s.cacheStep(ctx, st, api.StepCheckout, api.CacheStep{Content: content})
 }
 
-// saveCaches publishes the job's `cache:`. That it cannot does not fail the job.
-func (s *Stage) saveCaches(ctx context.Context, st *state, success bool) {
+// saveCaches publishes the job's `cache:`. That it cannot does not fail the
+// job, unless its files are gone.
+func (s *Stage) saveCaches(ctx context.Context, st *state, success bool) error {
 	step := api.CacheStep{Success: success}
 	if st.Admission.Caches.Untracked {
 		out, err := s.ask(ctx, st, "cd "+quote(s.projectDir())+" && git -c safe.directory='*' ls-files --others -z")
@@ -96,9 +114,15 @@ func (s *Stage) saveCaches(ctx context.Context, st *state, success bool) {
 	result, err := s.cacheStep(ctx, st, api.StepSave, step)
 	if err != nil {
 		warn(ctx, "the job's caches are not saved: %v", err)
-		return
+		// berthd takes the tree away for a moment meanwhile.
+		files, askErr := s.ask(ctx, st, "ls -A "+quote(s.projectDir()))
+		if askErr == nil && files == "" {
+			return fmt.Errorf("%s is empty, since the job's caches could not be saved: %w", s.projectDir(), err)
+		}
+		return nil
 	}
 	show(result.Lines)
+	return nil
 }
 
 // finishCaches publishes the caches of which the job has copies, after its
@@ -118,13 +142,31 @@ const berthdPatience = 30 * time.Second
 // cacheStep tells berthd, again if it is away just now.
 func (s *Stage) cacheStep(ctx context.Context, st *state, name string, step api.CacheStep) (*api.CacheResult, error) {
 	step.UID, step.GID = st.User.UID, st.User.GID
+	pace := backoff.NewExponentialBackOff()
+	pace.MaxInterval = time.Second
+	var away time.Time // since when berthd is
 	return backoff.Retry(ctx, func() (*api.CacheResult, error) {
+		called := time.Now()
 		result, err := s.Berthd.CacheStep(ctx, st.Job, name, step, func(line string) { fmt.Println(line) })
-		if err != nil && !errdefs.IsUnavailable(err) {
-			return nil, backoff.Permanent(err)
+		if err == nil || !errdefs.IsUnavailable(err) {
+			return result, permanent(err)
 		}
-		return result, err
-	}, backoff.WithMaxElapsedTime(berthdPatience))
+		// A call may have waited long for what others have.
+		if away.IsZero() || time.Since(called) > time.Second {
+			away = time.Now()
+		}
+		if time.Since(away) > berthdPatience {
+			return nil, permanent(err)
+		}
+		return nil, err
+	}, backoff.WithBackOff(pace), backoff.WithMaxElapsedTime(0))
+}
+
+func permanent(err error) error {
+	if err == nil {
+		return nil
+	}
+	return backoff.Permanent(err)
 }
 
 func show(lines []string) {
@@ -148,7 +190,10 @@ func (s *Stage) content(ctx context.Context, st *state) (map[string]string, erro
 		kind, path, _ := strings.Cut(name, ":")
 		command := "hash-object --no-filters -- " + quote(path)
 		if kind == "tree" {
-			command = "rev-parse --verify --quiet " + quote("HEAD:"+strings.TrimSuffix(strings.TrimPrefix(path, "./"), "."))
+			if path = strings.TrimPrefix(path, "./"); path == "." {
+				path = ""
+			}
+			command = "rev-parse --verify --quiet " + quote("HEAD:"+path)
 		}
 		fmt.Fprintf(&script, "printf '%d %%s\\n' \"$(git -c safe.directory='*' %s)\"\n", i, command)
 	}

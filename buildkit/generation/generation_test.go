@@ -293,6 +293,7 @@ func TestRemove(t *testing.T) {
 	if _, _, err := kept.Publish(t.Context()); !errdefs.IsAborted(err) {
 		t.Errorf("publish what came of a removed cache: %v", err)
 	}
+	f.must(kept.Discard(t.Context()))
 	f.must(f.Generations().Collect(t.Context()))
 	if n, err := f.Generations().Records(t.Context(), "k"); err != nil || n != 0 {
 		t.Errorf("%d layers left, %v", n, err)

@@ -24,6 +24,7 @@ type Info struct {
 	Created time.Time
 	Size    int64  `json:",omitempty"` // of its layers; what one hides of another counts, too
 	Note    string `json:",omitempty"` // what its publisher says of it
+	Clone   string `json:",omitempty"` // the record that it was until it was published
 
 	Withdrawn bool `json:",omitempty"` // by a rollback: not given to jobs, and its clones are not published
 	Pinned    bool `json:",omitempty"` // kept from GC

@@ -16,8 +16,8 @@ import (
 // Publish ends the clone and makes what it holds the newest generation of its key. The job's containers must no longer
 // see it. If nothing was changed, the generation that it was cloned from is returned, and changed is false.
 //
-// A clone of a generation that was withdrawn is not published, but discarded: errdefs.ErrAborted. After any other
-// error nothing is published, and Discard drops the clone.
+// A clone of a generation that was withdrawn is not published: errdefs.ErrAborted. After any error Discard drops the
+// clone, which Ended tells to be good for nothing else, or not.
 func (c *Clone) Publish(ctx context.Context) (info Info, changed bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -28,9 +28,6 @@ func (c *Clone) Publish(ctx context.Context) (info Info, changed bool, err error
 		return Info{}, false, err
 	}
 	if err := c.store.current(ctx, c.record); err != nil {
-		if errdefs.IsAborted(err) {
-			err = errors.Join(err, c.discard(ctx))
-		}
 		return Info{}, false, err
 	}
 	if base, ok := c.Base(); ok && base.Key == c.record.Key {
@@ -42,7 +39,7 @@ func (c *Clone) Publish(ctx context.Context) (info Info, changed bool, err error
 			return base, false, c.discard(ctx)
 		}
 	}
-	info = Info{Key: c.record.Key, Depth: len(c.overlay.Lower) + 1, Job: c.record.Job, Created: time.Now().UTC(), Note: c.note, Boot: c.store.boot}
+	info = Info{Key: c.record.Key, Depth: len(c.overlay.Lower) + 1, Job: c.record.Job, Created: time.Now().UTC(), Note: c.note, Clone: c.record.ID, Boot: c.store.boot}
 	if c.record.Base != nil {
 		info.Base, info.Size = c.record.Base.ID, c.record.Base.Size
 	}
@@ -56,6 +53,13 @@ func (c *Clone) Publish(ctx context.Context) (info Info, changed bool, err error
 	c.ended = true
 	info, err = c.store.publish(ctx, ref, info, c.record)
 	return info, err == nil, err
+}
+
+// Ended tells whether the clone is one no more.
+func (c *Clone) Ended() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ended
 }
 
 // Current is an error if the clone would not be published, since what it was made of was withdrawn: errdefs.ErrAborted.

@@ -170,6 +170,16 @@ func (s *Store) List(key string) []Info {
 	return slices.Clone(l.list)
 }
 
+// Published tells what became of a clone that Retake has lost: false if it was not published.
+func (s *Store) Published(r Record) (Info, bool) {
+	for _, info := range s.List(r.Key) {
+		if info.Clone == r.ID {
+			return info, true
+		}
+	}
+	return Info{}, false
+}
+
 // Keys is the keys that have generations, in order.
 func (s *Store) Keys() []string {
 	s.mu.Lock()

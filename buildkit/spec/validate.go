@@ -38,7 +38,7 @@ func (c Cache) Validate() error {
 		return fault("sharing", fmt.Sprintf("is %q; expected snapshot, shared, locked or private", c.Sharing))
 	}
 	switch c.Publish {
-	case "", Never, Protected, Always:
+	case "", Never, Protected, Scheduled, Always:
 	default:
 		return fault("publish", fmt.Sprintf("is %q; expected never, protected, scheduled or always", c.Publish))
 	}

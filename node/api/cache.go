@@ -59,6 +59,8 @@ type CacheResult struct {
 	Lines []string `json:"lines,omitempty"`
 	// Restored are lines for the stage that would restore `cache:`.
 	Restored []string `json:"restored,omitempty"`
+	// Again says that get_sources has to be done again, from its first step on.
+	Again bool `json:"again,omitempty"`
 	// Kept says that the working tree is that of an earlier job.
 	Kept bool `json:"kept,omitempty"`
 	// Native says that `cache:` is served: the runner's own script is not needed.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -76,7 +77,12 @@ func parseMounts(r executor.Request, policy executor.CachePolicy) ([]Mount, erro
 	if len(mounts) > maxMounts {
 		return nil, executor.Failf("the job has %d cache mounts, its profile's included; expected at most %d", len(mounts), maxMounts)
 	}
-	return mounts, placeMounts(mounts, r.Sources.Dir)
+	if err := placeMounts(mounts, r.Sources.Dir); err != nil {
+		return nil, err
+	}
+	// Those that lie in others come after them.
+	slices.SortStableFunc(mounts, func(a, b Mount) int { return strings.Compare(a.Target, b.Target) })
+	return mounts, nil
 }
 
 // placeMounts finds out where in the containers they go, and that no two are in each other's way.
@@ -141,16 +147,17 @@ func (j *Job) acquire(ctx context.Context, m *Mount, id string, say func(string)
 	}
 	j.log.WithError(err).WithField("cache", id).Warn("a job goes on without a cache")
 	say(fmt.Sprintf("WARNING: cache %s: %s; the job goes on with an empty one", id, explain(err)))
-	return j.substitute(m)
+	j.substitute(m)
+	return nil
 }
 
-// substitute gives the job an empty directory of its own.
-func (j *Job) substitute(m *Mount) error {
+// substitute gives the job an empty directory of its own; where even that cannot be had, none.
+func (j *Job) substitute(m *Mount) {
 	m.Source, m.Fresh, m.Hit, m.Lent, m.Clone = filepath.Join(j.dir, "caches", "empty-"+digest(m.Target)), true, miss, nil, nil
 	if err := os.MkdirAll(m.Source, 0o755); err != nil {
-		return fmt.Errorf("make directory: %w", err)
+		j.log.WithError(err).Warn("a job goes on without a directory for a cache")
+		m.Source = ""
 	}
-	return nil
 }
 
 func (j *Job) tryAcquire(ctx context.Context, m *Mount, id string, say func(string)) (string, error) {
@@ -311,7 +318,7 @@ func (j *Job) mounts() []api.CacheMount {
 	var list []api.CacheMount
 	for _, m := range j.record.Mounts {
 		switch {
-		case m.Inside != "":
+		case m.Inside != "", m.Stub == "" && m.Source == "":
 		case m.Stub != "":
 			list = append(list, api.CacheMount{Source: m.Stub, Target: m.Target, Late: true, Fresh: true})
 		default:
@@ -332,7 +339,7 @@ func (j *Job) stub(n int) (string, error) {
 
 // own gives the directory of a cache that nobody has written to the job's user.
 func (j *Job) own(m *Mount) error {
-	if !m.Fresh {
+	if !m.Fresh || m.Source == "" {
 		return nil
 	}
 	if err := os.Lchown(m.Source, j.record.User.UID, j.record.User.GID); err != nil {

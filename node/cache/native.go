@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -181,8 +182,11 @@ func (j *Job) saveEntries(ctx context.Context, untracked []byte, success bool, n
 	if !j.native() {
 		return fmt.Errorf("the caches of job %s are not served here: %w", j.key, errdefs.ErrFailedPrecondition)
 	}
+	if j.record.Tree == nil {
+		return fmt.Errorf("the working tree of job %s is lost: %w", j.key, errdefs.ErrDataLoss)
+	}
 	due := j.due(success, note)
-	if len(due) == 0 || j.record.Tree == nil {
+	if len(due) == 0 {
 		return nil
 	}
 	err := j.unmountTree(ctx)
@@ -200,10 +204,8 @@ func (j *Job) saveEntries(ctx context.Context, untracked []byte, success bool, n
 		}
 		note(fmt.Sprintf("Cache %s: %s (%s)", e.Cache.Key, text, took(began)))
 	}
-	if !inUse {
-		if err := errors.Join(j.mountTree(), j.bindInside()); err != nil {
-			return fmt.Errorf("give the job its working tree back: %w", err)
-		}
+	if err := j.ensureTree(); err != nil {
+		return fmt.Errorf("give the job its working tree back: %w", err)
 	}
 	return j.write()
 }
@@ -261,15 +263,19 @@ func (j *Job) saveOne(ctx context.Context, e *Entry, untracked []byte, inUse boo
 		}
 	}
 	info, changed, err := c.Publish(ctx)
-	if errdefs.IsAborted(err) {
-		delete(j.clones, c.Record().ID)
+	if errdefs.IsAborted(err) { // the clone stays in the tree
 		return "not saved: what the job began with was withdrawn meanwhile", nil
 	}
 	if err != nil {
 		return "", err
 	}
+	if err := j.follow(ctx, e, c.Record(), info); err != nil {
+		// Its layers are still where they were, and the newest are the last that GC takes.
+		j.log.WithError(err).Warn("a job keeps the layers of what it has published without holding them")
+		return published(info, changed), nil
+	}
 	delete(j.clones, c.Record().ID)
-	return published(info, changed), j.follow(ctx, e, c.Record(), info)
+	return published(info, changed), nil
 }
 
 // stackOf is the tree as one of its caches sees it.
@@ -320,20 +326,19 @@ func (j *Job) fill(ctx context.Context, e *Entry, plan *worktree.Plan, c *genera
 	if inUse {
 		return plan.Copy(ctx, c.Overlay().Upper)
 	}
-	before := j.record.Parts
-	j.record.Parts = append([]Part{{Clone: c.Record(), Written: true}}, before...)
-	if err := j.write(); err != nil {
-		j.record.Parts = before
-		return err
+	// As the tree is to be mounted from now on, also after a restart amid it.
+	before, below := j.record.Parts, j.record.Parts
+	if at := j.partOf(e); at >= 0 && plan.Apart() {
+		below = slices.Delete(slices.Clone(below), at, at+1)
 	}
-	if err := plan.Take(ctx, c.Overlay().Upper); err != nil {
-		j.record.Parts = before
-		return err
+	j.record.Parts = append([]Part{{Clone: c.Record(), Written: true}}, below...)
+	err := j.write()
+	if err == nil {
+		err = plan.Take(ctx, c.Overlay().Upper)
 	}
-	if plan.Apart() {
-		if at := j.partOf(e); at >= 0 {
-			j.record.Parts = append(j.record.Parts[:at:at], j.record.Parts[at+1:]...)
-		}
+	if err != nil {
+		j.record.Parts = before
+		return errors.Join(err, j.write())
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"gitlab.com/berth-ci/berth/buildkit"
 	"gitlab.com/berth-ci/berth/buildkit/cachemount"
@@ -79,6 +80,8 @@ type Record struct {
 	Tree     *Tree                `json:"tree,omitempty"`
 	// Parts are the layers of caches in the tree, from the uppermost down.
 	Parts []Part `json:"parts,omitempty"`
+	// Again says that get_sources has to be done again, since its result is lost.
+	Again bool `json:"again,omitempty"`
 	// Saving are the clones that become generations.
 	Saving []generation.Record `json:"saving,omitempty"`
 	// Script says why the runner's own script has to serve `cache:`; empty when it is served here.
@@ -147,7 +150,7 @@ type Survivor struct {
 	Dir, Builds string
 	Record      Record
 	Save        func(Record) error
-	// Ended says that nothing of it lives: it is only to be released.
+	// Ended says that it is only to be released, though something of it may live until then.
 	Ended bool
 }
 
@@ -155,7 +158,12 @@ type Survivor struct {
 // comes before anything is served.
 func (s *Service) Retake(ctx context.Context, survivors []Survivor) error {
 	var held buildkit.Held
+	var ending []cachemount.Record
 	for _, v := range survivors {
+		if v.Ended {
+			ending = append(ending, v.Record.Held().Mounts...)
+			continue
+		}
 		of := v.Record.Held()
 		held.Mounts = append(held.Mounts, of.Mounts...)
 		held.Clones = append(held.Clones, of.Clones...)
@@ -167,6 +175,7 @@ func (s *Service) Retake(ctx context.Context, survivors []Survivor) error {
 	for _, m := range taken.Lost.Mounts {
 		s.log.WithField("job", m.Job).Warnf("cache %q is lost", m.Key)
 	}
+	taken.Mounts = append(taken.Mounts, s.retakeEnding(ctx, ending)...)
 	mounts, clones := map[string]*cachemount.Mount{}, map[string]*generation.Clone{}
 	for _, m := range taken.Mounts {
 		mounts[m.Record().Job+"/"+m.Record().ID] = m
@@ -191,9 +200,38 @@ func (s *Service) Retake(ctx context.Context, survivors []Survivor) error {
 		if v.Ended {
 			continue
 		}
-		if err := j.resume(); err != nil {
+		if err := j.resume(ctx); err != nil {
 			j.log.WithError(err).Error("cannot mount the working tree of a job again")
 		}
+	}
+	return nil
+}
+
+// retakeEnding keeps the directories of jobs that are about to be released from others for as long. Some may have been
+// given back, and lent to others, before berthd ended.
+func (s *Service) retakeEnding(ctx context.Context, records []cachemount.Record) (taken []*cachemount.Mount) {
+	for _, r := range records {
+		again, _, err := s.engine.Mounts().Retake(ctx, []cachemount.Record{r})
+		if err != nil {
+			s.log.WithField("job", r.Job).WithError(err).Info("a job that ended has a cache no more")
+		}
+		taken = append(taken, again...)
+	}
+	return taken
+}
+
+// leastRoom is what a job needs to go on with after something was published.
+const leastRoom = 16 << 20
+
+// room is an error if the disk is full: what was published could not be cloned.
+func (s *Service) room() error {
+	var fs unix.Statfs_t
+	dir := s.engine.Generations().Layers()
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return fmt.Errorf("look for room in %s: %w", dir, err)
+	}
+	if fs.Bavail*uint64(fs.Bsize) < leastRoom || fs.Files > 0 && fs.Ffree < 64 {
+		return fmt.Errorf("keep what the job has: %w", unix.ENOSPC)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -45,23 +46,29 @@ func (s *Service) Release(ctx context.Context, job string) error {
 // acquireLate gets a cache that could not be had before checkout, and mounts it where the containers have a place for
 // it. Those inside of the working tree are mounted with that.
 func (j *Job) acquireLate(ctx context.Context, m *Mount, content map[string]string, say func(string)) error {
-	if !m.late() || m.Source != "" {
+	if !m.late() {
 		return nil
 	}
+	if m.Source == "" {
+		if err := j.acquireAtLast(ctx, m, content, say); err != nil {
+			return err
+		}
+	}
+	if m.Source == "" || m.Stub == "" {
+		return nil
+	}
+	return j.bind(m)
+}
+
+func (j *Job) acquireAtLast(ctx context.Context, m *Mount, content map[string]string, say func(string)) error {
 	id, err := resolve(m.Spec.ID, content)
 	if err != nil {
 		say(fmt.Sprintf("WARNING: cache %s: %v; the job goes on with an empty one", m.Spec.ID, err))
-		err = j.substitute(m)
-	} else {
-		err = j.acquire(ctx, m, id, say)
-	}
-	if err != nil {
+		j.substitute(m)
+	} else if err := j.acquire(ctx, m, id, say); err != nil {
 		return err
 	}
-	if err := j.own(m); err != nil || m.Stub == "" {
-		return err
-	}
-	return j.bind(m)
+	return j.own(m)
 }
 
 // Save publishes the job's `cache:`, in place of the runner's own script.
@@ -78,7 +85,8 @@ func (j *Job) Finish(ctx context.Context, success bool) (*api.CacheResult, error
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	result := &api.CacheResult{}
-	for i := range j.record.Mounts {
+	// Those that lie in others first.
+	for i := range slices.Backward(j.record.Mounts) {
 		m := &j.record.Mounts[i]
 		if m.Spec.Sharing != spec.Snapshot || m.Clone == nil || m.Spec.ReadOnly {
 			continue
@@ -105,6 +113,10 @@ func (j *Job) publish(ctx context.Context, m *Mount, success bool) (string, erro
 	}
 	c := j.clones[m.Clone.ID]
 	if c == nil {
+		if info, ok := j.became(*m.Clone); ok {
+			m.Clone = nil
+			return published(info, true), nil
+		}
 		return "", fmt.Errorf("the job's copy is lost: %w", errdefs.ErrNotFound)
 	}
 	if m.Bound {
@@ -116,7 +128,11 @@ func (j *Job) publish(ctx context.Context, m *Mount, success bool) (string, erro
 	if err != nil && !errdefs.IsAborted(err) {
 		return "", err
 	}
-	delete(j.clones, m.Clone.ID)
+	if err == nil {
+		delete(j.clones, m.Clone.ID)
+	} else if err := j.discard(ctx, m.Clone.ID); err != nil {
+		return "", err
+	}
 	m.Clone = nil
 	if err != nil {
 		return "not published: what the job began with was withdrawn meanwhile", nil

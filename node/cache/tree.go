@@ -115,46 +115,32 @@ func (j *Job) unmountTree(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := j.unbindInside(ctx); err != nil {
-		return errors.Join(err, j.bindInside())
+	err = j.unbindInside(ctx)
+	if err == nil {
+		err = j.below(func(r *worktree.Root) error { return r.Unmount(ctx, j.record.Sources.Dir, o) })
 	}
-	err = j.below(func(r *worktree.Root) error { return r.Unmount(ctx, j.record.Sources.Dir, o) })
 	if err != nil {
-		return errors.Join(err, j.bindInside())
+		return errors.Join(err, j.ensureTree())
 	}
 	return nil
 }
 
-// resume mounts the tree of a job again that berthd had taken away when it ended. One that is there is left alone.
-func (j *Job) resume() error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if t := j.record.Tree; t == nil || !t.Mounted {
-		return nil
-	}
-	o, err := j.overlay()
-	if err != nil {
-		return err
-	}
-	var mounted bool
-	err = j.below(func(r *worktree.Root) (err error) {
-		mounted, err = r.Mounted(j.record.Sources.Dir, o)
-		return err
-	})
-	if err != nil || mounted {
-		return err
-	}
-	return errors.Join(j.mountTree(), j.bindInside())
-}
-
-// bindInside binds the caches whose targets are in the project's directory. One where a link or file is in the way is
-// left out, which the job is to know.
+// bindInside binds the caches whose targets are in the project's directory, unless they are. One where a link or file
+// is in the way is left out, which the job is to know.
 func (j *Job) bindInside() error {
-	return j.each(func(m *Mount) bool { return m.Inside != "" && m.Source != "" && !m.Bound }, j.bind)
+	return j.each(func(m *Mount) bool { return m.Inside != "" && m.Source != "" }, j.bind)
 }
 
+// unbindInside undoes bindInside, of those that lie in each other the inner ones first.
 func (j *Job) unbindInside(ctx context.Context) error {
-	return j.each(func(m *Mount) bool { return m.Inside != "" && m.Bound }, func(m *Mount) error { return j.unbind(ctx, m) })
+	for i := range slices.Backward(j.record.Mounts) {
+		if m := &j.record.Mounts[i]; m.Inside != "" && m.Source != "" {
+			if err := j.unbind(ctx, m); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (j *Job) each(which func(*Mount) bool, do func(*Mount) error) error {
@@ -185,7 +171,7 @@ func (j *Job) bind(m *Mount) error {
 		return err
 	}
 	defer root.Close()
-	if err := root.Bind(b); err != nil {
+	if err := root.Bind(b); err != nil && !errdefs.IsAlreadyExists(err) {
 		return fmt.Errorf("%s: %w", m.Name, err)
 	}
 	m.Bound = true

@@ -126,7 +126,7 @@ func TestPlaceMounts(t *testing.T) {
 	for _, m := range mounts {
 		places = append(places, m.Target+" "+m.Inside)
 	}
-	require.Equal(t, []string{"/opt/n ", "/root/.cache ", "/builds/g/p/sub/dir sub/dir", "/builds/g/p/x x"}, places)
+	require.Equal(t, []string{"/builds/g/p/sub/dir sub/dir", "/builds/g/p/x x", "/opt/n ", "/root/.cache "}, places)
 
 	for _, tt := range []struct {
 		name  string

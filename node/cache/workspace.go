@@ -80,7 +80,6 @@ func (j *Job) openTree(ctx context.Context, base generation.Info, kept bool) err
 // dropTree gives up the tree; the job has a plain directory then.
 func (j *Job) dropTree(ctx context.Context) error {
 	t := j.record.Tree
-	j.record.Tree = nil
 	if t == nil {
 		return j.write()
 	}
@@ -89,6 +88,7 @@ func (j *Job) dropTree(ctx context.Context) error {
 			return err
 		}
 	}
+	j.record.Tree = nil
 	if err := j.write(); err != nil {
 		return err
 	}
@@ -118,10 +118,14 @@ func (j *Job) Refetch(ctx context.Context) (*api.CacheResult, error) {
 	if err := j.dropTree(ctx); err != nil {
 		return nil, err
 	}
-	if err := j.openTree(ctx, generation.Info{}, false); err != nil {
-		return nil, err
+	// What others may read as well is theirs to judge.
+	if damaged.Key == j.workspaceLines()[0].key(kindWorkspace) {
+		j.suspect = damaged
 	}
-	j.suspect = damaged
+	if err := j.openTree(ctx, generation.Info{}, false); err != nil {
+		j.log.WithError(err).Warn("a job goes on in a directory that is not kept")
+		return j.fetched(), j.dropTree(ctx)
+	}
 	return j.fetched(), nil
 }
 
@@ -132,6 +136,10 @@ func (j *Job) Checkout(ctx context.Context, step api.CacheStep, say func(string)
 	defer j.mu.Unlock()
 	defer j.endFetch()
 	j.record.User = User{step.UID, step.GID}
+	if j.record.Again {
+		j.record.Again = false
+		return &api.CacheResult{Again: true}, j.write()
+	}
 	result := &api.CacheResult{}
 	note := func(line string) { result.Lines = append(result.Lines, line) }
 	if err := j.condemn(ctx); err != nil {
@@ -148,6 +156,10 @@ func (j *Job) Checkout(ctx context.Context, step api.CacheStep, say func(string)
 	}
 	if err := j.layTree(ctx, began, note); err != nil {
 		return nil, err
+	}
+	if j.record.Again {
+		j.record.Again = false
+		return &api.CacheResult{Again: true, Lines: result.Lines}, j.write()
 	}
 	if err := j.bindInside(); errdefs.IsFailedPrecondition(err) {
 		return nil, &executor.BuildFailure{Err: err} // the repository has a link or a file there
@@ -172,6 +184,8 @@ func (j *Job) layTree(ctx context.Context, began time.Time, note func(string)) e
 		return nil
 	case j.record.Tree == nil:
 		if err := j.adoptTree(ctx); err != nil {
+			// The directory may be the one or the other, or in between.
+			j.record.Again = true
 			return j.leaveToScript(ctx, err)
 		}
 		return nil
@@ -187,6 +201,9 @@ func (j *Job) layTree(ctx context.Context, began time.Time, note func(string)) e
 	}
 	if failure != nil {
 		j.log.WithError(failure).Warn("cannot publish a working tree")
+	}
+	if j.clones[j.record.Tree.Clone.ID] == nil {
+		return j.giveUpTree(ctx)
 	}
 	if err := j.flattenParts(ctx); err != nil {
 		j.discardParts(ctx)
@@ -215,6 +232,13 @@ func (j *Job) publishTree(ctx context.Context) (err error) {
 	if c == nil {
 		return fmt.Errorf("the working tree's layer is lost: %w", errdefs.ErrNotFound)
 	}
+	// The job needs it all the same, and a little room to go on with.
+	if err := c.Current(ctx); err != nil {
+		return err
+	}
+	if err := j.service.room(); err != nil {
+		return err
+	}
 	scrubbed, err := worktree.Scrub(c.Overlay().Upper)
 	if err != nil {
 		return err
@@ -222,13 +246,13 @@ func (j *Job) publishTree(ctx context.Context) (err error) {
 	key := c.Record().Key
 	c.Note(j.record.Identity.SHA)
 	info, _, err := c.Publish(ctx)
-	if err != nil && !errdefs.IsAborted(err) {
+	if err != nil && !c.Ended() {
 		return errors.Join(err, scrubbed.Restore(c.Overlay().Upper, c.Overlay().Lower))
 	}
+	delete(j.clones, c.Record().ID)
 	if err != nil {
 		return err
 	}
-	delete(j.clones, c.Record().ID)
 	next, err := j.clone(ctx, info, true, key)
 	if err != nil {
 		return err
@@ -254,15 +278,18 @@ func (j *Job) adoptTree(ctx context.Context) error {
 		_, err := r.Adopt(ctx, j.record.Sources.Dir, c.Overlay())
 		return err
 	})
+	if err == nil {
+		if err := j.flattenParts(ctx); err != nil {
+			j.discardParts(ctx)
+			j.log.WithError(err).Warn("a job goes on without its caches")
+		}
+		err = j.mountTree()
+	}
 	if err != nil {
 		j.record.Tree = nil
-		return err
+		return errors.Join(err, j.discard(context.WithoutCancel(ctx), c.Record().ID))
 	}
-	if err := j.flattenParts(ctx); err != nil {
-		j.discardParts(ctx)
-		j.log.WithError(err).Warn("a job goes on without its caches")
-	}
-	return j.mountTree()
+	return nil
 }
 
 // leaveToScript has the runner's own script serve `cache:`, since the tree cannot be changed.
