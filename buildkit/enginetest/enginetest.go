@@ -88,10 +88,7 @@ func New(tb testing.TB) *Engine {
 // Open opens the engine and takes back what jobs hold.
 func (e *Engine) Open(held buildkit.Held) buildkit.Taken {
 	e.tb.Helper()
-	var err error
-	if e.Engine, err = buildkit.Open(e.tb.Context(), e.Config); err != nil {
-		e.tb.Fatal(err)
-	}
+	e.open()
 	taken, err := e.Retake(e.tb.Context(), held)
 	if err != nil {
 		e.tb.Fatal(err)
@@ -102,9 +99,29 @@ func (e *Engine) Open(held buildkit.Held) buildkit.Taken {
 // Restart closes the engine, which gives nothing back, and opens it again.
 func (e *Engine) Restart(held buildkit.Held) buildkit.Taken {
 	e.tb.Helper()
+	e.close()
+	return e.Open(held)
+}
+
+// Reopen is Restart for a test that takes back by itself what jobs hold.
+func (e *Engine) Reopen() {
+	e.tb.Helper()
+	e.close()
+	e.open()
+}
+
+func (e *Engine) open() {
+	e.tb.Helper()
+	var err error
+	if e.Engine, err = buildkit.Open(e.tb.Context(), e.Config); err != nil {
+		e.tb.Fatal(err)
+	}
+}
+
+func (e *Engine) close() {
+	e.tb.Helper()
 	if err := e.Close(); err != nil {
 		e.tb.Fatal(err)
 	}
 	e.Engine = nil
-	return e.Open(held)
 }

@@ -30,12 +30,15 @@ func (j *Job) resume(ctx context.Context) error {
 	return errors.Join(append(errs, j.write())...)
 }
 
-// remountClones mounts the copies that the job was about to get.
+// remountClones mounts the copies that the job was about to get. Those that were published are nowhere any more.
 func (j *Job) remountClones() error {
-	return j.each(
-		func(m *Mount) bool { return m.Clone != nil && j.clones[m.Clone.ID] != nil },
-		func(m *Mount) error { return j.clones[m.Clone.ID].Mount() },
-	)
+	return j.each(func(m *Mount) bool { return m.Clone != nil }, func(m *Mount) error {
+		if c := j.clones[m.Clone.ID]; c != nil {
+			return c.Mount()
+		}
+		m.Source = ""
+		return nil
+	})
 }
 
 // followParts finds the layers of clones that were published when berthd ended.

@@ -179,6 +179,11 @@ func (j *Job) bind(m *Mount) error {
 }
 
 func (j *Job) unbind(ctx context.Context, m *Mount) error {
+	if m.Stub != "" {
+		// The containers are gone, and whoever opened it would find what is bound there.
+		m.Bound = false
+		return worktree.Detach(m.Stub)
+	}
 	dir, b := j.binding(m)
 	root, err := worktree.OpenRoot(dir)
 	if err != nil {

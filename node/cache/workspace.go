@@ -222,7 +222,8 @@ func (j *Job) layTree(ctx context.Context, began time.Time, note func(string)) e
 // keepsTree tells whether the jobs that come find what this one fetches. Each tier has a tree of its own, so that the
 // policy of caches, which all read, says no more than whether there is any.
 func (j *Job) keepsTree() bool {
-	return j.record.Policy.Publish != executor.PublishNever && j.record.Publish != "false" && j.record.Sources.Strategy != "none"
+	return j.keeps() && j.record.Sources.Strategy != "none" &&
+		j.record.Policy.Publish != executor.PublishNever && j.record.Publish != "false"
 }
 
 // publishTree publishes the unmounted tree, and has the job go on with a clone of it. Credentials of the job's are not
