@@ -195,7 +195,7 @@ func (s *Stage) content(ctx context.Context, st *state) (map[string]string, erro
 			}
 			command = "rev-parse --verify --quiet " + quote("HEAD:"+path)
 		}
-		fmt.Fprintf(&script, "printf '%d %%s\\n' \"$(git -c safe.directory='*' %s)\"\n", i, command)
+		fmt.Fprintf(&script, "printf '%d %%s\\n' \"$(git -c safe.directory='*' %s 2>/dev/null)\"\n", i, command)
 	}
 	out, err := s.ask(ctx, st, script.String())
 	if err != nil {

@@ -35,10 +35,16 @@ func profiles(c *config.Config) {
 	if err := nameRegistry(c.Registries.HostsDir); err != nil {
 		panic(err) // builds would not find the images
 	}
-	noBuilds := defaults
+	noBuilds, impatient, open, operated := defaults, defaults, defaults, defaults
 	noBuilds.Builds.Enabled = false
+	impatient.Cache.Wait = executor.Duration(time.Second)
+	open.Cache.Publish = executor.PublishAlways
+	operated.Cache.Mounts = []string{
+		"id=tools,target=/opt/tools,scope=node", "id=gems,target=/opt/gems,scope=group", "id=nightly,target=/opt/nightly,publish=scheduled",
+	}
 	c.Profiles = map[string]executor.Profile{
 		"default": defaults, "small": small, "strict": strict, "hasty": hasty, "builder": builder(), "no-builds": noBuilds,
+		"impatient": impatient, "open": open, "operated": operated,
 	}
 }
 

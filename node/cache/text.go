@@ -65,10 +65,10 @@ func explain(err error) string {
 
 // hitVariable is the variable that tells what a job got of a cache. It is the same for all hashes that a name has in it.
 func hitVariable(id string) string {
-	id = strings.Trim(contentKey.ReplaceAllString(id, ""), "-_./")
 	for _, suffix := range []string{unprotectedSuffix, protectedSuffix} {
 		id = strings.TrimSuffix(id, suffix)
 	}
+	id = strings.Trim(contentKey.ReplaceAllString(id, ""), "-_./")
 	return executor.CacheHitVariablePrefix + strings.Map(func(r rune) rune {
 		switch {
 		case r >= 'a' && r <= 'z':

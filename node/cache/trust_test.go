@@ -105,7 +105,7 @@ func TestReadable(t *testing.T) {
 func TestHitVariable(t *testing.T) {
 	for id, want := range map[string]string{
 		"pip": "PIP", "node_modules": "NODE_MODULES", "a.b/c": "A_B_C",
-		"web-${file:web/package-lock.json}": "WEB", "${tree:a}": "", "deps-non_protected": "DEPS", "deps-protected": "DEPS",
+		"web-${file:web/package-lock.json}": "WEB", "${tree:a}": "", "deps-non_protected": "DEPS", "deps-protected": "DEPS", "web-${file:a}-protected": "WEB",
 	} {
 		require.Equal(t, "BERTH_CACHE_HIT_"+want, hitVariable(id), id)
 	}

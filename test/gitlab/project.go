@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // DefaultBranch is the default branch of every project, and protected.
@@ -23,6 +24,8 @@ type Project struct {
 
 	srv *Server
 	dir string
+
+	sent atomic.Int64 // bytes of objects, and what goes with them
 
 	mu        sync.Mutex // of commits and variables
 	variables []Variable
@@ -52,6 +55,9 @@ func (s *Server) AddProject(projectPath string, files fs.FS) (*Project, error) {
 	s.projects[projectPath] = p
 	return p, nil
 }
+
+// Sent counts the bytes that git has sent to those who fetch, but for its lists of refs.
+func (p *Project) Sent() int64 { return p.sent.Load() }
 
 // SetVariables sets the variables of the project's settings, which come after
 // those of a job and hide them.

@@ -78,7 +78,23 @@ func (s *Server) serveRepository(w http.ResponseWriter, r *http.Request) {
 		Path:   program,
 		Env:    append(gitEnv(), "GIT_PROJECT_ROOT="+s.dir, "GIT_HTTP_EXPORT_ALL=1", "REMOTE_USER=gitlab-ci-token"),
 		Stderr: io.Discard,
-	}).ServeHTTP(w, inner)
+	}).ServeHTTP(&counted{ResponseWriter: w, of: p, counts: rest == "git-upload-pack"}, inner)
+}
+
+// counted counts what is sent of a repository once a pack begins.
+type counted struct {
+	http.ResponseWriter
+	of     *Project
+	counts bool
+	begun  bool
+}
+
+// Write counts.
+func (c *counted) Write(b []byte) (int, error) {
+	if c.begun = c.begun || c.counts && bytes.Contains(b, []byte("packfile\n")); c.begun {
+		c.of.sent.Add(int64(len(b)))
+	}
+	return c.ResponseWriter.Write(b)
 }
 
 // opens reports whether a token is that of a job which runs. s.mu is held.

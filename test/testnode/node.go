@@ -124,6 +124,7 @@ func (n *Node) Runner(profile, url, token string) runner.Runner {
 			CleanupExec: berth, CleanupArgs: args("cleanup"),
 			GracefulKillTimeout: 30, ForceKillTimeout: 10,
 		},
+		CustomBuildDir: runner.CustomBuildDir{Enabled: true},
 	}
 }
 
