@@ -37,7 +37,7 @@ func (j *Jobs) admitToCaches(ctx context.Context, e *job, r executor.Request, pr
 		Key: e.key, Request: r, Policy: a.Grant.Profile.Cache, Dir: a.Dirs.Job, Builds: a.Dirs.Builds,
 		Save: j.saveCaches(e),
 	}, progress)
-	if err != nil {
+	if err != nil || !caches.Serves {
 		return err
 	}
 	record, err := j.change(e, func(r *journal.Record) { r.Admission.Caches = caches })

@@ -4,8 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
+	"time"
 
+	"github.com/moby/buildkit/cache"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
@@ -64,6 +67,15 @@ func (s *Store) stop() {
 	s.done.Wait()
 }
 
+// dropSoon releases a record for which nobody waits: BuildKit writes down when it was last used.
+func (s *Store) dropSoon(ctx context.Context, ref cache.Ref) {
+	s.done.Go(func() {
+		if err := drop(ctx, ref); err != nil {
+			logrus.WithError(err).Warn("cannot release a layer")
+		}
+	})
+}
+
 func (s *Store) flattenSoon(key string) { s.deep.add(key) }
 
 func (s *Store) settleSoon(info Info) {
@@ -71,6 +83,10 @@ func (s *Store) settleSoon(info Info) {
 		s.written.add(info.Key)
 	}
 }
+
+// settleDelay is how long published data may wait to be written: the job that published goes on right then, and would
+// find the disk busy.
+const settleDelay = 5 * time.Second
 
 // settling sees to it that published data reaches the disk, and notes that it has. Waiting for it would take a job as
 // long as everything that the node has yet to write.
@@ -80,6 +96,11 @@ func (s *Store) settling(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-s.written.ready:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(settleDelay):
 		}
 		if err := s.settle(ctx); err != nil && context.Cause(ctx) == nil {
 			logrus.WithError(err).Warn("cannot write caches to disk")
@@ -128,12 +149,12 @@ func (s *Store) settled(ctx context.Context, info Info) error {
 	l := s.line(info.Key)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i := range l.list {
-		if l.list[i].ID != info.ID {
+	list := slices.Clone(l.all())
+	for i := range list {
+		if list[i].ID != info.ID {
 			continue
 		}
-		changed := l.list[i]
-		changed.Boot = ""
+		list[i].Boot = ""
 		if err := s.rewrite(ctx, info.Key, func(i *Info) {
 			if i.ID == info.ID {
 				i.Boot = ""
@@ -141,7 +162,7 @@ func (s *Store) settled(ctx context.Context, info Info) error {
 		}); err != nil {
 			return err
 		}
-		l.list[i] = changed
+		l.set(list)
 	}
 	return nil
 }

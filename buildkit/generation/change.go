@@ -27,17 +27,19 @@ func (s *Store) change(ctx context.Context, key string, number int, apply func(*
 	l := s.line(key)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	at := slices.IndexFunc(l.list, func(i Info) bool { return i.Number == number })
+	list := slices.Clone(l.all())
+	at := slices.IndexFunc(list, func(i Info) bool { return i.Number == number })
 	if at < 0 {
 		return Info{}, notFound(key, number)
 	}
 	if err := s.rewrite(ctx, key, apply); err != nil {
 		return Info{}, err
 	}
-	for i := range l.list {
-		apply(&l.list[i])
+	for i := range list {
+		apply(&list[i])
 	}
-	return l.list[at], nil
+	l.set(list)
+	return list[at], nil
 }
 
 // rewrite changes the info of all records of a key, also of those that are published no longer: jobs may have clones
@@ -71,7 +73,7 @@ func (s *Store) Remove(ctx context.Context, key string, withdraw bool, numbers .
 			return err
 		}
 	}
-	for _, info := range slices.Clone(l.list) {
+	for _, info := range l.all() {
 		if !meant(info) {
 			continue
 		}
@@ -87,6 +89,6 @@ func (s *Store) forget(ctx context.Context, l *line, info Info) error {
 	if err := s.retire(ctx, info); err != nil {
 		return err
 	}
-	l.list = slices.DeleteFunc(l.list, func(i Info) bool { return i.ID == info.ID })
+	l.set(slices.DeleteFunc(slices.Clone(l.all()), func(i Info) bool { return i.ID == info.ID }))
 	return nil
 }

@@ -66,17 +66,23 @@ func (s *Store) Empty(ctx context.Context, key, job string) (*Clone, error) {
 	return s.clone(ctx, Record{Key: key, Job: job})
 }
 
-func (s *Store) clone(ctx context.Context, r Record) (_ *Clone, err error) {
+func (s *Store) clone(ctx context.Context, r Record) (*Clone, error) {
 	if !s.ready.Load() {
 		return nil, fmt.Errorf("caches are not served before those of surviving jobs are taken back: %w", errdefs.ErrFailedPrecondition)
 	}
-	var parent cache.ImmutableRef
-	if r.Base != nil {
-		if parent, err = s.Cache.Get(ctx, r.Base.ID, nil); err != nil {
-			return nil, fmt.Errorf("get generation %d of cache %q: %w", r.Base.Number, r.Key, err)
-		}
-		defer func() { err = errors.Join(err, drop(ctx, parent)) }()
+	if r.Base == nil {
+		return s.cloneRef(ctx, nil, r)
 	}
+	parent, err := s.Cache.Get(ctx, r.Base.ID, nil)
+	if err != nil {
+		return nil, fmt.Errorf("get generation %d of cache %q: %w", r.Base.Number, r.Key, err)
+	}
+	defer s.dropSoon(ctx, parent)
+	return s.cloneRef(ctx, parent, r)
+}
+
+// cloneRef makes a clone of a record, or of nothing.
+func (s *Store) cloneRef(ctx context.Context, parent cache.ImmutableRef, r Record) (_ *Clone, err error) {
 	ref, err := s.Cache.New(ctx, parent, nil,
 		cache.WithRecordType(TypeClone), cache.WithDescription(describe(r.Key, r.Job)))
 	if err != nil {

@@ -75,11 +75,12 @@ func (s *Store) replace(ctx context.Context, key string) (err error) {
 	l := s.line(key)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	at := slices.IndexFunc(l.list, func(i Info) bool { return i.ID == deep.ID })
+	list := slices.Clone(l.all())
+	at := slices.IndexFunc(list, func(i Info) bool { return i.ID == deep.ID })
 	if at < 0 {
 		return nil // removed in between
 	}
-	info := l.list[at]
+	info := list[at]
 	info.ID, info.Depth, info.Base, info.Size, info.Boot = shallow.ID, shallow.Depth, "", shallow.Size, ""
 	if err := writeInfo(flat, info); err != nil {
 		return err
@@ -90,7 +91,8 @@ func (s *Store) replace(ctx context.Context, key string) (err error) {
 	if err := s.retire(ctx, deep); err != nil {
 		return err
 	}
-	l.list[at] = info
+	list[at] = info
+	l.set(list)
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -21,38 +22,97 @@ import (
 func (c *Clone) Publish(ctx context.Context) (info Info, changed bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	same, err := c.unchanged(ctx)
+	if err != nil {
+		return Info{}, false, err
+	}
+	if same {
+		return *c.record.Base, false, c.discard(ctx)
+	}
+	ref, info, err := c.commit(ctx)
+	if err != nil {
+		return Info{}, false, err
+	}
+	info, err = c.store.publish(ctx, ref, info, c.record)
+	return info, err == nil, err
+}
+
+// Advance publishes the clone as Publish does, and clones what was published, with which the job goes on. Both happen
+// at the same time. A clone in which nothing was changed goes on as it is, and is the next itself. With an error, a
+// generation that has an ID was published all the same.
+func (c *Clone) Advance(ctx context.Context) (info Info, next *Clone, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	same, err := c.unchanged(ctx)
+	if err != nil {
+		return Info{}, nil, err
+	}
+	if same {
+		return *c.record.Base, c, nil
+	}
+	ref, info, err := c.commit(ctx)
+	if err != nil {
+		return Info{}, nil, err
+	}
+	r := Record{Key: c.record.Key, Job: c.record.Job, Base: &info}
+	if info.Depth >= flattenNow { // what is published is another record
+		if info, err = c.store.publish(ctx, ref, info, c.record); err == nil {
+			next, err = c.store.clone(ctx, r)
+		}
+		return info, next, err
+	}
+	parent := ref.Clone()
+	cloned := make(chan error, 1)
+	go func() {
+		defer c.store.dropSoon(ctx, parent)
+		var err error
+		next, err = c.store.cloneRef(ctx, parent, r)
+		cloned <- err
+	}()
+	published, err := c.store.publish(ctx, ref, info, c.record)
+	errClone := <-cloned
+	switch {
+	case err != nil && errClone == nil:
+		return Info{}, nil, errors.Join(err, next.Discard(context.WithoutCancel(ctx)))
+	case err != nil || errClone != nil:
+		return published, nil, errors.Join(err, errClone)
+	}
+	next.record.Base = &published
+	return published, next, nil
+}
+
+// unchanged tells whether there is nothing to publish.
+func (c *Clone) unchanged(ctx context.Context) (bool, error) {
 	if c.ended {
-		return Info{}, false, c.endedError()
+		return false, c.endedError()
 	}
 	if err := layer.Unmount(c.Path()); err != nil {
-		return Info{}, false, err
+		return false, err
 	}
 	if err := c.store.current(ctx, c.record); err != nil {
-		return Info{}, false, err
+		return false, err
 	}
 	if base, ok := c.Base(); ok && base.Key == c.record.Key {
-		same, err := layer.Same(c.overlay.Upper, c.overlay.Lower[0])
-		if err != nil {
-			return Info{}, false, err
-		}
-		if same {
-			return base, false, c.discard(ctx)
-		}
+		return layer.Same(c.overlay.Upper, c.overlay.Lower[0])
 	}
-	info = Info{Key: c.record.Key, Depth: len(c.overlay.Lower) + 1, Job: c.record.Job, Created: time.Now().UTC(), Note: c.note, Clone: c.record.ID, Boot: c.store.boot}
+	return false, nil
+}
+
+// commit ends the clone and makes a layer of it.
+func (c *Clone) commit(ctx context.Context) (cache.ImmutableRef, Info, error) {
+	info := Info{Key: c.record.Key, Depth: len(c.overlay.Lower) + 1, Job: c.record.Job, Created: time.Now().UTC(), Note: c.note, Clone: c.record.ID, Boot: c.store.boot}
 	if c.record.Base != nil {
 		info.Base, info.Size = c.record.Base.ID, c.record.Base.Size
 	}
 	if info.Depth > deepest {
-		return Info{}, false, fmt.Errorf("publish cache %q: it has %d layers, and could not be flattened: %w", info.Key, info.Depth, errdefs.ErrResourceExhausted)
+		return nil, Info{}, fmt.Errorf("publish cache %q: it has %d layers, and could not be flattened: %w", info.Key, info.Depth, errdefs.ErrResourceExhausted)
 	}
 	ref, err := commit(ctx, c.ref)
 	if err != nil {
-		return Info{}, false, fmt.Errorf("publish cache %q: %w", info.Key, err)
+		return nil, Info{}, fmt.Errorf("publish cache %q: %w", info.Key, err)
 	}
 	c.ended = true
-	info, err = c.store.publish(ctx, ref, info, c.record)
-	return info, err == nil, err
+	return ref, info, nil
 }
 
 // Ended tells whether the clone is one no more.
@@ -80,21 +140,22 @@ func commit(ctx context.Context, m cache.MutableRef) (cache.ImmutableRef, error)
 
 // publish indexes a layer, flattened before if it lies deep, and lets go of it.
 func (s *Store) publish(ctx context.Context, ref cache.ImmutableRef, info Info, r Record) (_ Info, err error) {
-	defer func() { err = errors.Join(err, drop(ctx, ref)) }()
+	defer s.dropSoon(ctx, ref)
 	// Known since the layer was committed.
 	usage, err := s.Snapshots.Usage(ctx, ref.ID())
 	if err != nil {
 		return Info{}, fmt.Errorf("measure layer: %w", err)
 	}
 	info.Size += usage.Size
-	if err := mark(ref, info); err != nil {
-		return Info{}, err
-	}
-	if info.Depth >= flattenNow {
+	marked := info.Depth >= flattenNow
+	if marked {
+		if err := mark(ref, info); err != nil {
+			return Info{}, err
+		}
 		flat, shallow, err := s.flatten(ctx, ref, info)
 		switch {
 		case err == nil:
-			defer func() { _ = drop(ctx, flat) }()
+			defer s.dropSoon(ctx, flat)
 			info, ref = shallow, flat
 		case context.Cause(ctx) != nil:
 			return Info{}, err
@@ -111,16 +172,21 @@ func (s *Store) publish(ctx context.Context, ref cache.ImmutableRef, info Info, 
 		return Info{}, err
 	}
 	info.Number = 1
-	if n := len(l.list); n > 0 {
-		info.Number = l.list[n-1].Number + 1
+	list := l.all()
+	if n := len(list); n > 0 {
+		info.Number = list[n-1].Number + 1
 	}
-	if err := writeInfo(ref, info); err != nil {
+	write := mark
+	if marked {
+		write = func(ref cache.ImmutableRef, info Info) error { return writeInfo(ref, info) }
+	}
+	if err := write(ref, info); err != nil {
 		return Info{}, err
 	}
 	if err := enter(ref, info.Key); err != nil {
 		return Info{}, err
 	}
-	l.list = append(l.list, info)
+	l.set(append(slices.Clone(list), info))
 	s.settleSoon(info)
 	if info.Depth >= flattenAt {
 		s.flattenSoon(info.Key)
@@ -130,13 +196,16 @@ func (s *Store) publish(ctx context.Context, ref cache.ImmutableRef, info Info, 
 
 // mark makes a layer one of a key's, which Collect takes if it is never published, and BuildKit's own GC does not.
 func mark(ref cache.ImmutableRef, info Info) error {
+	if err := writeInfo(ref, info); err != nil { // first, since it is what Collect finds
+		return err
+	}
 	if err := ref.SetRecordType(TypeGeneration); err != nil {
 		return fmt.Errorf("mark generation: %w", err)
 	}
 	if err := ref.SetCachePolicyRetain(); err != nil {
 		return fmt.Errorf("retain generation: %w", err)
 	}
-	return writeInfo(ref, info)
+	return nil
 }
 
 // current is an error if what a clone was made of was withdrawn.

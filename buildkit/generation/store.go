@@ -47,9 +47,20 @@ type Store struct {
 
 // line is the generations of one key.
 type line struct {
-	mu   sync.Mutex // held for as long as it takes to write the index
-	list []Info     // oldest first
+	mu   sync.Mutex // held for as long as it takes to write the index, for which no reader waits
+	list atomic.Pointer[[]Info]
 }
+
+// all is the generations, oldest first; they are never changed in place.
+func (l *line) all() []Info {
+	if list := l.list.Load(); list != nil {
+		return *list
+	}
+	return nil
+}
+
+// set puts others in their place. The caller holds the line.
+func (l *line) set(list []Info) { l.list.Store(&list) }
 
 // Open finds the generations that were published. Close ends what it does in the background.
 func Open(ctx context.Context, c Config) (*Store, error) {
@@ -107,23 +118,25 @@ func (s *Store) load(ctx context.Context) error {
 		}
 		records[info.ID] = md
 		l := s.line(info.Key)
-		l.list = append(l.list, info)
+		l.set(append(l.all(), info))
 	}
 	for _, l := range s.lines {
-		slices.SortFunc(l.list, func(a, b Info) int {
+		list := l.all()
+		slices.SortFunc(list, func(a, b Info) int {
 			return cmp.Or(cmp.Compare(a.Number, b.Number), cmp.Compare(b.Depth, a.Depth))
 		})
-		for i := 1; i < len(l.list); i++ {
-			if l.list[i-1].Number != l.list[i].Number {
+		for i := 1; i < len(list); i++ {
+			if list[i-1].Number != list[i].Number {
 				continue
 			}
-			if err := retire(records[l.list[i-1].ID]); err != nil {
+			if err := retire(records[list[i-1].ID]); err != nil {
 				return err
 			}
-			l.list = slices.Delete(l.list, i-1, i)
+			list = slices.Delete(list, i-1, i)
 			i--
 		}
-		for _, info := range l.list {
+		l.set(list)
+		for _, info := range list {
 			s.settleSoon(info)
 		}
 		if newest, ok := l.newest(); ok && newest.Depth >= flattenAt {
@@ -146,7 +159,7 @@ func (s *Store) line(key string) *line {
 
 // newest is the generation that jobs get.
 func (l *line) newest() (Info, bool) {
-	for _, info := range slices.Backward(l.list) {
+	for _, info := range slices.Backward(l.all()) {
 		if !info.Withdrawn {
 			return info, true
 		}
@@ -156,18 +169,12 @@ func (l *line) newest() (Info, bool) {
 
 // Newest is the generation that the next clone of a key gets; false if there is none.
 func (s *Store) Newest(key string) (Info, bool) {
-	l := s.line(key)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.newest()
+	return s.line(key).newest()
 }
 
 // List is the generations of a key, oldest first.
 func (s *Store) List(key string) []Info {
-	l := s.line(key)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Clone(l.list)
+	return slices.Clone(s.line(key).all())
 }
 
 // Published tells what became of a clone that Retake has lost: false if it was not published.
@@ -186,11 +193,9 @@ func (s *Store) Keys() []string {
 	defer s.mu.Unlock()
 	var keys []string
 	for key, l := range s.lines {
-		l.mu.Lock()
-		if len(l.list) > 0 {
+		if len(l.all()) > 0 {
 			keys = append(keys, key)
 		}
-		l.mu.Unlock()
 	}
 	slices.Sort(keys)
 	return keys

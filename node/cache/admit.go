@@ -1,7 +1,9 @@
 package cache
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -43,20 +45,20 @@ func (s *Service) Admit(ctx context.Context, start Start, say func(string)) (api
 			return api.Caches{}, err
 		}
 	}
+	if !j.serves() {
+		return api.Caches{}, nil // and the journal need not know
+	}
 	if err := j.open(); err != nil {
 		return api.Caches{}, err
 	}
 	return api.Caches{
-		Serves: j.serves(), Mounts: j.mounts(), Env: j.env(), Content: j.content(),
+		Serves: true, Mounts: j.mounts(), Env: j.env(), Content: j.content(),
 		Untracked: j.untracked(), Finish: j.finishes(),
 	}, j.write()
 }
 
 // open has the job's containers see what is mounted in its builds directory while they run.
 func (j *Job) open() error {
-	if !j.serves() {
-		return nil
-	}
 	if err := worktree.Share(j.builds); err != nil {
 		return err
 	}
@@ -153,7 +155,7 @@ func (j *Job) env() map[string]string {
 	return env
 }
 
-// write puts the record into the job's journal.
+// write puts the record into the job's journal, if it has another: each time is a wait for the disk.
 func (j *Job) write() error {
 	r := j.record
 	r.Mounts, r.Entries, r.Parts, r.Saving = slices.Clone(r.Mounts), slices.Clone(r.Entries), slices.Clone(r.Parts), slices.Clone(r.Saving)
@@ -161,7 +163,18 @@ func (j *Job) write() error {
 		tree := *r.Tree
 		r.Tree = &tree
 	}
-	return j.save(r)
+	text, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode the caches of job %s: %w", j.key, err)
+	}
+	if bytes.Equal(text, j.written) {
+		return nil
+	}
+	if err := j.save(r); err != nil {
+		return err
+	}
+	j.written = text
+	return nil
 }
 
 // Record is what the journal keeps.

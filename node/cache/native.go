@@ -99,8 +99,8 @@ func (j *Job) lay(ctx context.Context, e *Entry, base generation.Info) error {
 	}
 	r := c.Record()
 	e.Base, e.Part = &r, r.ID
-	j.record.Parts = append([]Part{{Clone: r}}, j.record.Parts...)
-	return j.write()
+	j.record.Parts = append([]Part{{Clone: r}}, j.record.Parts...) // written when it is mounted
+	return nil
 }
 
 // layCopy puts a generation of another user's into the tree, in which all belongs to the job's user. If the job may

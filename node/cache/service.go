@@ -53,8 +53,10 @@ type Job struct {
 
 	mu     sync.Mutex
 	record Record
-	lent   map[string]*cachemount.Mount // by BuildKit's record
-	clones map[string]*generation.Clone // likewise
+	// written is what the journal has of it.
+	written []byte
+	lent    map[string]*cachemount.Mount // by BuildKit's record
+	clones  map[string]*generation.Clone // likewise
 	// suspect is the tree in which get_sources failed.
 	suspect *generation.Info
 	// leading is the fetch that other jobs wait for.

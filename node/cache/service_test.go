@@ -175,9 +175,15 @@ func (j *job) checkout() *api.CacheResult {
 	return j.step(api.StepCheckout, api.CacheStep{Content: content})
 }
 
-func (j *job) archive(success bool) { j.Helper(); j.step(api.StepSave, api.CacheStep{Success: success}) }
+func (j *job) archive(success bool) {
+	j.Helper()
+	j.step(api.StepSave, api.CacheStep{Success: success})
+}
 
-func (j *job) finish(success bool) { j.Helper(); j.step(api.StepFinish, api.CacheStep{Success: success}) }
+func (j *job) finish(success bool) {
+	j.Helper()
+	j.step(api.StepFinish, api.CacheStep{Success: success})
+}
 
 // end is the rest of a job that succeeds.
 func (j *job) end() {

@@ -244,25 +244,20 @@ func (j *Job) publishTree(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	key := c.Record().Key
 	c.Note(j.record.Identity.SHA)
-	info, _, err := c.Publish(ctx)
+	_, next, err := c.Advance(ctx)
 	if err != nil && !c.Ended() {
 		return errors.Join(err, scrubbed.Restore(c.Overlay().Upper, c.Overlay().Lower))
 	}
-	delete(j.clones, c.Record().ID)
+	if next != c {
+		delete(j.clones, c.Record().ID)
+	}
 	if err != nil {
 		return err
 	}
-	next, err := j.clone(ctx, info, true, key)
-	if err != nil {
-		return err
-	}
-	j.record.Tree.Clone = next.Record()
-	if err := scrubbed.Restore(next.Overlay().Upper, next.Overlay().Lower); err != nil {
-		return err
-	}
-	return j.write()
+	j.clones[next.Record().ID] = next
+	j.record.Tree.Clone = next.Record() // written when it is mounted
+	return scrubbed.Restore(next.Overlay().Upper, next.Overlay().Lower)
 }
 
 // adoptTree makes an overlay of the plain directory in which the job has its sources.
