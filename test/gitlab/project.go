@@ -2,6 +2,7 @@ package gitlab
 
 import (
 	"fmt"
+	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -84,6 +85,14 @@ func (p *Project) Commit(branch string, files fs.FS) (string, error) {
 		return "", err
 	}
 	return p.commitIndex(branch, "Commit to "+branch)
+}
+
+// Import adds what a stream for git fast-import says. It is read to its end.
+func (p *Project) Import(stream io.Reader) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, err := git(stream, "--git-dir", p.dir, "fast-import", "--quiet")
+	return err
 }
 
 // AddSubmodule adds to the default branch, at dir, the present commit of
