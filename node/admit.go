@@ -63,6 +63,11 @@ func (j *Jobs) Admit(ctx context.Context, r api.AdmitRequest, progress func(stri
 	defer func() {
 		close(e.settled)
 		if !admitted { // after a panic, too
+			j.mu.Lock()
+			if e.life.Err() == nil {
+				e.record.Caller = api.Process{} // who is about to hear why
+			}
+			j.mu.Unlock()
 			<-j.release(e, "it was not admitted").done
 		}
 	}()

@@ -132,19 +132,19 @@ func TestCacheKeywords(t *testing.T) {
 	back := gitlab.Cache{Key: "new", Paths: []string{"a"}, FallbackKeys: []string{"none", "$KEY"}}
 	fell := job("nine", "echo got $BERTH_CACHE_HIT_NEW; "+show+"; echo nine >a/f", back)
 	fell.Variables = variables("KEY", "a")
-	p.run(fell, "Cache new-protected: fallback a-protected, generation 2", "\ngot fallback\n", "\na four\n", "Cache new-protected: published as generation 1")
-	p.run(fell, "Cache new-protected: generation 1", "\ngot hit\n", "\na nine\n")
+	p.run(fell, "Cache new-protected: fallback a-protected, generation 2", "\ngot fallback\na four\n", "Cache new-protected: published as generation 1")
+	p.run(fell, "Cache new-protected: generation 1", "\ngot hit\na nine\n")
 	p.run(job("ten", show, a), "\na four\n")
 	global := job("eleven", "echo got $BERTH_CACHE_HIT_GLOBAL; "+show, gitlab.Cache{Key: "global", Paths: []string{"a"}})
 	global.Variables, global.Protected = variables("CACHE_FALLBACK_KEY", "new-non_protected"), no
-	p.run(global, "Cache global-non_protected: fallback new-non_protected, generation 2", "\ngot fallback\n", "\na nine\n")
+	p.run(global, "Cache global-non_protected: fallback new-non_protected, generation 2", "\ngot fallback\na nine\n")
 
 	untracked := gitlab.Cache{Key: "untracked", Untracked: true}
 	globs := gitlab.Cache{Key: "globs", Paths: []string{"**/*.o", "src/gen*/"}}
 	p.run(job("twelve", "echo c >>README; mkdir -p x/y src/gen1; touch x/y/z.o x/y/z.c src/gen1/f .hidden", untracked, globs),
 		"Cache untracked-protected: published", "Cache globs-protected: published")
 	p.run(job("thirteen", "cat README; find . -name .git -prune -o -type f -print | sort | tr '\\n' ' '", untracked),
-		"\nread me\n", "\n./.hidden ./README ./src/gen1/f ./src/main ./x/y/z.c ./x/y/z.o")
+		"\nread me\n./.hidden ./README ./src/gen1/f ./src/main ./x/y/z.c ./x/y/z.o")
 	p.run(job("fourteen", "find . -name .git -prune -o -type f -print | sort | tr '\\n' ' '", globs), "\n./README ./src/gen1/f ./src/main ./x/y/z.o")
 
 	off := job("fifteen", show, a)
@@ -247,17 +247,17 @@ func TestCancelledJobSavesNothing(t *testing.T) {
 	p.run(spec)
 	slow := spec
 	slow.Script = []string{"echo second | tee deps/f /m/f; echo begun; sleep 1000"}
-	j := p.start(slow)
-	require.NoError(t, j.WaitLog(t.Context(), "begun"))
-	j.Cancel()
-	require.Equal(t, gitlab.Canceled, end(t, j))
-	j = p.start(slow)
-	require.NoError(t, j.WaitLog(t.Context(), "begun"))
-	j.ForceCancel()
-	require.NoError(t, node.AwaitGone(t.Context(), j.ID))
-	slow.Timeout = 5 * time.Second
-	j = p.start(slow)
-	require.Equal(t, gitlab.Failed, end(t, j))
+	late := slow
+	late.Timeout = 5 * time.Second
+	cancelled, dropped, timedOut := p.start(slow), p.start(slow), p.start(late)
+	for _, j := range []*gitlab.Job{cancelled, dropped} {
+		require.NoError(t, j.WaitLog(t.Context(), "begun"))
+	}
+	cancelled.Cancel()
+	dropped.ForceCancel()
+	require.Equal(t, gitlab.Canceled, end(t, cancelled))
+	require.Equal(t, gitlab.Failed, end(t, timedOut))
+	require.NoError(t, node.AwaitGone(t.Context(), dropped.ID))
 	failed := spec
 	failed.Script = []string{"echo third | tee deps/f /m/f; false"}
 	p.fail(failed, "Cache m: not published: the job has not succeeded")
