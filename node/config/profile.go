@@ -75,6 +75,8 @@ func (d *document) checkProfile(key, name string, p executor.Profile) {
 	d.each(at("egress.deny"), p.Egress.Deny, destination)
 	d.check(at("egress.default"), p.Egress.Default, oneOf("allow", "deny"))
 
+	d.checkGPUs(key+".gpu", p.GPU)
+
 	if p.Image != "" && len(d.problems) == before {
 		if _, err := p.Grant(name, executor.Request{}); err != nil {
 			d.refuse(at("image"), "expected an image that the profile itself allows: %v", err)
