@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"gitlab.com/berth-ci/berth/executor"
 )
 
 // Causes of a quarantine. They decide what ends it.
@@ -35,6 +37,9 @@ type Quarantine struct {
 	Reason string    `json:"reason"`
 	Since  time.Time `json:"since"`
 	Boot   string    `json:"boot"`
+	// Rest is how much memory was in use when the device was at rest, below 0
+	// if that was never seen.
+	Rest executor.Bytes `json:"rest"`
 }
 
 // Quarantine keeps a device from further jobs. A cause that lasts longer
