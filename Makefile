@@ -20,9 +20,9 @@ export BERTH_RUNTIME = $(abspath $(RUNTIME_DIR))
 
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
-.PHONY: all berth berthd runtime deps root lint fmt vet test test-unit test-cgroup2 bench demo install clean help
+.PHONY: all berth berthd berth-gpu runtime deps root lint fmt vet test test-unit test-cgroup2 bench demo install clean help
 
-all: berth berthd ## build bin/berth and bin/berthd (the default)
+all: berth berthd berth-gpu ## build bin/berth, bin/berthd and bin/berth-gpu (the default)
 
 berth: ## build the executor: static, no cgo
 	CGO_ENABLED=0 $(GO) build $(BUILD_FLAGS) -o bin/berth ./cmd/berth
@@ -30,9 +30,14 @@ berth: ## build the executor: static, no cgo
 berthd: ## build the node daemon
 	CGO_ENABLED=0 $(GO) build $(BUILD_FLAGS) -o bin/berthd ./cmd/berthd
 
+# The one program with cgo: NVIDIA's library is loaded when there is one. Its
+# header warns of functions that nobody here calls.
+berth-gpu: ## build what asks NVIDIA's driver for berthd
+	CGO_ENABLED=1 CGO_CFLAGS="$(CGO_CFLAGS) -O2 -g -Wno-deprecated-declarations" $(GO) build $(BUILD_FLAGS) -o bin/berth-gpu ./cmd/berth-gpu
+
 include runtime/build.mk
 
-runtime: $(RUNTIME_STAMPS) ## build the pinned containerd, runc, CNI plugins, dockerd and buildx
+runtime: $(RUNTIME_STAMPS) ## build the pinned containerd, runc, CNI plugins, dockerd, buildx and buildctl
 
 deps: ## install what is missing of the packages needed (root)
 	@tools/deps.sh
@@ -78,6 +83,7 @@ root:
 install: all runtime ## install under DESTDIR and PREFIX
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBEXECDIR)/cni $(DESTDIR)$(DOCDIR) $(DESTDIR)$(UNITDIR)
 	install -m 755 bin/berth bin/berthd $(DESTDIR)$(BINDIR)
+	install -m 755 bin/berth-gpu $(DESTDIR)$(LIBEXECDIR)
 	install -m 755 $$(find $(RUNTIME_DIR) -maxdepth 1 -type f ! -name '.*') $(DESTDIR)$(LIBEXECDIR)
 	install -m 755 $(RUNTIME_DIR)/cni/* $(DESTDIR)$(LIBEXECDIR)/cni
 	install -m 644 config.toml.example node/berthd.toml.example $(DESTDIR)$(DOCDIR)

@@ -37,6 +37,8 @@ type hello struct {
 // as file descriptors.
 type start struct {
 	User *User `json:"user,omitempty"`
+	// Env is added to the agent's own.
+	Env []string `json:"env,omitempty"`
 }
 
 // User is whom a stage runs as, where it is not the agent's own user. It keeps

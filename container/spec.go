@@ -65,6 +65,7 @@ func specOpts(c Config) []oci.SpecOpts {
 	for _, device := range c.Profile.Devices {
 		opts = append(opts, withDevice(device))
 	}
+	opts = append(opts, withGPUs(c.GPUs, c.Security.Privileged))
 	if !c.Security.Privileged {
 		// Both look at what the spec has become, so they come last.
 		if apparmorhost.HostSupports() {
@@ -205,6 +206,15 @@ func profileMounts(p executor.Profile) []specs.Mount {
 // Bind is a bind mount; mode is "ro" or "rw".
 func Bind(source, target, mode string) specs.Mount {
 	return specs.Mount{Destination: target, Type: "bind", Source: source, Options: []string{"rbind", "rprivate", mode}}
+}
+
+// Follow has a bind mount show what is mounted below its source later on.
+func Follow(m specs.Mount) specs.Mount {
+	m.Options = slices.Clone(m.Options)
+	if i := slices.Index(m.Options, "rprivate"); i >= 0 {
+		m.Options[i] = "rslave"
+	}
+	return m
 }
 
 // withProcess sets what runs. Docker's rules: an entrypoint of the job's

@@ -49,23 +49,10 @@ type Profile struct {
 	User               string            `toml:"user" json:"user,omitempty"`
 	Environment        map[string]string `toml:"environment" json:"environment,omitempty"`
 
-	WaitForServices Duration `toml:"wait_for_services" json:"wait_for_services"`
-	Egress          Egress   `toml:"egress" json:"egress"`
-	GPU             GPUs     `toml:"gpu" json:"gpu"`
-}
-
-// GPUs says which GPUs jobs may have.
-type GPUs struct {
-	// Models are parts of NVIDIA's names, such as a100; "*" is all.
-	Models []string `toml:"models" json:"models,omitempty"`
-	// Count is what jobs get that do not say.
-	Count int `toml:"count" json:"count,omitempty"`
-	// PerJob and Total are how many a job, and all jobs together, have at
-	// most; 0 is no limit.
-	PerJob int `toml:"per_job" json:"per_job,omitempty"`
-	Total  int `toml:"total" json:"total,omitempty"`
-	// Wait is how long a job waits for GPUs.
-	Wait Duration `toml:"wait" json:"wait"`
+	WaitForServices Duration    `toml:"wait_for_services" json:"wait_for_services"`
+	Egress          Egress      `toml:"egress" json:"egress"`
+	GPU             GPUs        `toml:"gpu" json:"gpu"`
+	Cache           CachePolicy `toml:"cache" json:"cache"`
 }
 
 // Egress says where a job's packets may go. Other jobs are never reachable.
@@ -94,5 +81,6 @@ func DefaultProfile() Profile {
 		WaitForServices:     Duration(30 * time.Second),
 		Egress:              Egress{Default: "allow"},
 		GPU:                 GPUs{Models: []string{"*"}, Wait: Duration(time.Hour)},
+		Cache:               CachePolicy{Publish: PublishProtected, Wait: Duration(10 * time.Minute), Native: true, Workspace: true},
 	}
 }

@@ -73,6 +73,8 @@ type Parts struct {
 	Containers Containers
 	Networks   Networks
 	Names      Names
+	GPUs       GPUs
+	Caches     Caches
 }
 
 // Jobs are the jobs on the node, from the time they ask for a berth until

@@ -14,7 +14,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/sirupsen/logrus"
 
+	"gitlab.com/berth-ci/berth/buildkit"
+	"gitlab.com/berth-ci/berth/gpu"
 	"gitlab.com/berth-ci/berth/node/api"
+	"gitlab.com/berth-ci/berth/node/cache"
 	"gitlab.com/berth-ci/berth/node/cgroup"
 	"gitlab.com/berth-ci/berth/node/config"
 	"gitlab.com/berth-ci/berth/node/journal"
@@ -51,6 +54,9 @@ type daemon struct {
 	client   *containerd.Client
 	networks *network.Pool
 	names    *resolverNames
+	engine   *buildkit.Engine
+	keeper   *cache.Keeper
+	gpus     *gpu.Keeper
 	jobs     *Jobs
 }
 
@@ -71,6 +77,9 @@ func Run(ctx context.Context, c *config.Config, version string, log *logrus.Entr
 		return err
 	}
 	if err := d.openNetworks(ctx); err != nil {
+		return err
+	}
+	if err := d.openCaches(ctx); err != nil {
 		return err
 	}
 	return d.serve(ctx)
@@ -152,6 +161,16 @@ func (d *daemon) openNetworks(ctx context.Context) (err error) {
 	return nil
 }
 
+func (d *daemon) openCaches(ctx context.Context) (err error) {
+	at := d.runtime.Containerd()
+	d.engine, err = buildkit.Open(ctx, buildkit.Config{Root: cachesDir(d.config.Root), Address: at.Address, Namespace: at.Namespace})
+	if err != nil {
+		return fmt.Errorf("open the node's caches: %w", err)
+	}
+	d.onClose(func(context.Context) error { return d.engine.Close() })
+	return nil
+}
+
 // program is one that outlives berthd while there are jobs.
 type program interface {
 	Leave()
@@ -186,6 +205,10 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := d.openGPUs(boot); err != nil {
+		return err
+	}
+	caches := cache.New(d.engine, d.log)
 	life, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	d.jobs = newJobs(life, Settings{
 		Profiles:     d.config.Profiles,
@@ -196,9 +219,14 @@ func (d *daemon) serve(ctx context.Context) error {
 		Boot:         boot,
 	}, d.log, Parts{
 		Journal: d.journal, Dirs: store, Cgroups: d.cgroups, Containers: runtimeContainers{d.client},
-		Networks: d.networks, Names: d.names,
+		Networks: d.networks, Names: d.names, Caches: caches, GPUs: d.gpus,
 	})
 	d.onClose(func(ctx context.Context) error { end(errShutdown); return d.jobs.wait(ctx) })
+	if err := retakeCaches(ctx, caches, d.jobs, alive, dead); err != nil {
+		return err
+	}
+	retakeGPUs(d.gpus, d.log, alive, dead)
+	d.jobs.attending.Go(func() { d.gpus.Run(life) })
 	d.jobs.Replay(ctx, alive, dead)
 	if err := d.names.keep(ctx, d.jobs.List()); err != nil {
 		d.log.WithError(err).Warn("cannot remove the names of former jobs")
@@ -208,9 +236,11 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	d.jobs.attending.Go(func() { d.tend(life) })
+	d.keeper = caches.Keeper(policyOf(d.config.Cache), d.journal.Projects)
+	d.jobs.attending.Go(func() { d.collect(life) })
 	go store.empty(life, d.log)
 
-	h := &handler{jobs: d.jobs, log: d.log, about: api.Version{
+	h := &handler{jobs: d.jobs, keeper: d.keeper, gpus: d.gpus, log: d.log, about: api.Version{
 		Berthd: d.version, Containerd: d.runtime.Version(), Root: d.config.Root,
 	}}
 	complaints := d.log.WriterLevel(logrus.WarnLevel)

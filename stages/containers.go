@@ -27,6 +27,9 @@ func (b *berth) buildConfig() container.Config {
 	c.User = b.admission.Grant.Build.User
 	// For the image's entrypoint; scripts export them themselves.
 	c.Env = append(c.Env, environment(b.call.Variables())...)
+	for _, m := range b.admission.Caches.Mounts {
+		c.Mounts = append(c.Mounts, cacheMount(m))
+	}
 	c.Security.Privileged = b.admission.Grant.Build.Privileged
 	c.Mounts = append(c.Mounts, b.nameMounts(container.RoleBuild)...)
 	return c
@@ -58,17 +61,30 @@ func (b *berth) config(name string, image containerd.Image, netns string) contai
 		Image:       image,
 		Snapshotter: a.Containerd.Snapshotter,
 		Env:         environment(a.Grant.Profile.Environment),
+		GPUs:        b.gpus(name),
 		Hostname:    name,
 		Profile:     a.Grant.Profile,
 		Limits:      a.Grant.Limits,
 		Cgroup:      a.Cgroup,
 		Netns:       netns,
 		Mounts: []specs.Mount{
-			container.Bind(a.Dirs.Builds, buildsDir, "rw"),
+			container.Follow(container.Bind(a.Dirs.Builds, buildsDir, "rw")),
 			container.Bind(a.Dirs.Cache, cacheDir, "rw"),
 		},
 		Log: b.logPath(name),
 	}
+}
+
+func cacheMount(m api.CacheMount) specs.Mount {
+	mode := "rw"
+	if m.ReadOnly {
+		mode = "ro"
+	}
+	bind := container.Bind(m.Source, m.Target, mode)
+	if m.Late {
+		return container.Follow(bind)
+	}
+	return bind
 }
 
 func environment(variables map[string]string) []string {

@@ -56,6 +56,9 @@ type Admission struct {
 	Cgroup  string  `json:"cgroup"`
 	Dirs    Dirs    `json:"dirs"`
 	Network Network `json:"network"`
+	// GPUs is nil on a node that has none.
+	GPUs   *GPUs  `json:"gpus,omitempty"`
+	Caches Caches `json:"caches,omitzero"`
 }
 
 // Containerd says where the job's containers live.
