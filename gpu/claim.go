@@ -15,6 +15,8 @@ type Claim struct {
 	Profile  string
 	Settings executor.GPUs
 	Request  Request
+	// Capabilities of the driver that the job wants.
+	Capabilities []string
 }
 
 // NewClaim reads what a job asks for and checks it against its profile. It
@@ -24,7 +26,11 @@ func NewClaim(job executor.Identity, profile string, s executor.GPUs, variables 
 	if err != nil || r.Count == 0 {
 		return nil, err
 	}
-	c := &Claim{Job: job, Profile: profile, Settings: s, Request: r}
+	capabilities, err := capabilitiesOf(variables)
+	if err != nil {
+		return nil, err
+	}
+	c := &Claim{Job: job, Profile: profile, Settings: s, Request: r, Capabilities: capabilities}
 	switch {
 	case len(s.Models) == 0:
 		return nil, executor.Failf("the job asks for GPUs (%s), but profile %q allows none: choose another runner by its tags", r, profile)

@@ -367,10 +367,6 @@ func (k *Keeper) Acquire(ctx context.Context, job executor.Identity, profile str
 		}
 		return nil, nil
 	}
-	capabilities, err := capabilitiesOf(variables)
-	if err != nil {
-		return nil, err
-	}
 	select {
 	case <-k.ready:
 	case <-ctx.Done():
@@ -386,9 +382,9 @@ func (k *Keeper) Acquire(ctx context.Context, job executor.Identity, profile str
 		return nil, err
 	}
 	i := k.pool.Inventory()
-	g, err := bind(i, l.Devices, capabilities)
+	g, err := bind(i, l.Devices, c.Capabilities)
 	if err == nil && k.settings.CDI != "" {
-		err = writeCDI(k.settings.CDI, job.Key(), i, l.Devices, capabilities)
+		err = writeCDI(k.settings.CDI, job.Key(), i, l.Devices, c.Capabilities)
 	}
 	if err != nil {
 		k.pool.Release(job.Key())

@@ -11,7 +11,7 @@ import (
 
 	"gitlab.com/berth-ci/berth/executor"
 	"gitlab.com/berth-ci/berth/gpu"
-	"gitlab.com/berth-ci/berth/gpu/process"
+	gpuprocess "gitlab.com/berth-ci/berth/gpu/process"
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/config"
 	"gitlab.com/berth-ci/berth/node/journal"
@@ -35,7 +35,7 @@ func cdiDir(c *config.Config) string { return filepath.Join(c.State, "cdi") }
 // openGPUs makes the keeper of the node's GPUs. It starts nothing.
 func (d *daemon) openGPUs(boot string) (err error) {
 	args := []string{"serve", "--root", d.config.GPU.DriverRoot}
-	driver := process.New(d.log, gpuProgram(d.config), args...)
+	driver := gpuprocess.New(d.log, gpuProgram(d.config), args...)
 	d.onClose(func(context.Context) error { return driver.Close() })
 	d.gpus, err = gpu.NewKeeper(driver, gpu.Settings{
 		File: filepath.Join(d.config.Root, "gpu-quarantine.json"),
