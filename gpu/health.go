@@ -46,8 +46,11 @@ func judgeHealth(r Reading) verdict {
 	return verdict{}
 }
 
-// judgeRest looks for what was left on a device that no job has. A baseline
-// below 0 is not known.
+// unknownRest is how much of a device's memory may be in use at rest before it
+// was seen there.
+const unknownRest = 1 << 30
+
+// judgeRest looks for what was left on a device that no job has.
 func judgeRest(r Reading, baseline executor.Bytes) verdict {
 	if v := judgeHealth(r); v.cause != "" {
 		return v
@@ -59,8 +62,8 @@ func judgeRest(r Reading, baseline executor.Bytes) verdict {
 		}
 		return verdict{cause: CauseLeftover, reason: "no job has it, but it computes for process " + strings.Join(names, ", ")}
 	}
-	if baseline >= 0 && r.MemoryUsed > baseline+memorySlack {
-		return verdict{cause: CauseLeftover, reason: fmt.Sprintf("no job has it, but %v of its memory are in use, %v more than at rest", r.MemoryUsed, r.MemoryUsed-baseline)}
+	if r.MemoryUsed > baseline+memorySlack {
+		return verdict{cause: CauseLeftover, reason: fmt.Sprintf("no job has it, but %v of its memory are in use; %v are at rest", r.MemoryUsed, baseline)}
 	}
 	return verdict{unsure: slices.ContainsFunc(r.Unread, func(s string) bool {
 		return strings.HasPrefix(s, "processes") || strings.HasPrefix(s, "memory") || strings.HasPrefix(s, "health") ||

@@ -81,9 +81,7 @@ func NewKeeper(d Driver, s Settings, log *logrus.Entry) (*Keeper, error) {
 	}
 	k.pool.restore(shelf)
 	for uuid, q := range shelf {
-		if q.Rest >= 0 {
-			k.baseline[uuid] = q.Rest
-		}
+		k.baseline[uuid] = q.Rest
 	}
 	return k, nil
 }
@@ -219,19 +217,20 @@ func (k *Keeper) note(uuid string, r Reading, rests bool) {
 	k.readings[uuid] = r
 	memoryRead := !slices.ContainsFunc(r.Unread, func(s string) bool { return strings.HasPrefix(s, "memory") })
 	if rests && len(r.Processes) == 0 && r.Lost == "" && memoryRead {
-		if old, ok := k.baseline[uuid]; !ok || r.MemoryUsed < old {
+		if old, ok := k.baseline[uuid]; !ok && r.MemoryUsed <= unknownRest || r.MemoryUsed < old {
 			k.baseline[uuid] = r.MemoryUsed
 		}
 	}
 }
 
+// restOf is how much of a device's memory is in use at rest.
 func (k *Keeper) restOf(uuid string) executor.Bytes {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if b, ok := k.baseline[uuid]; ok {
 		return b
 	}
-	return -1
+	return unknownRest
 }
 
 // quarantine keeps a device from jobs, and says so once.
@@ -514,11 +513,16 @@ func (k *Keeper) Quarantine(uuid, reason string) error {
 }
 
 // Unquarantine gives a GPU back to jobs. If it is not well, the next look
-// takes it away again.
+// takes it away again; but what memory is in use now is taken to be at rest.
 func (k *Keeper) Unquarantine(uuid string) error {
 	if err := k.pool.Unquarantine(uuid); err != nil {
 		return err
 	}
+	k.mu.Lock()
+	if r, ok := k.readings[uuid]; ok && len(r.Processes) == 0 {
+		k.baseline[uuid] = r.MemoryUsed
+	}
+	k.mu.Unlock()
 	k.log.WithField("gpu", uuid).Info("an operator gives a GPU back to jobs")
 	k.save()
 	k.wake()

@@ -291,6 +291,14 @@ func TestKeeperObeysOperators(t *testing.T) {
 		require.True(t, errdefs.IsNotFound(w.Unquarantine(gputest.UUID(0))))
 		require.True(t, errdefs.IsNotFound(w.Quarantine("GPU-x", "")))
 
+		// What an operator finds in order is in order.
+		w.driver.Set(gputest.UUID(0), gpu.Reading{MemoryUsed: 5 << 30})
+		time.Sleep(time.Minute)
+		require.Equal(t, gpu.CauseLeftover, w.state(0).Quarantine.Cause)
+		require.NoError(t, w.Unquarantine(gputest.UUID(0)))
+		time.Sleep(time.Hour)
+		require.Nil(t, w.state(0).Quarantine)
+
 		// One that is not well is soon taken away again.
 		w.driver.Set(gputest.UUID(0), gpu.Reading{RemapFailed: true})
 		time.Sleep(time.Minute)

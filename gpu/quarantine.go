@@ -37,8 +37,7 @@ type Quarantine struct {
 	Reason string    `json:"reason"`
 	Since  time.Time `json:"since"`
 	Boot   string    `json:"boot"`
-	// Rest is how much memory was in use when the device was at rest, below 0
-	// if that was never seen.
+	// Rest is how much memory is in use when the device is at rest.
 	Rest executor.Bytes `json:"rest"`
 }
 

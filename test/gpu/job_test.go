@@ -24,7 +24,7 @@ import (
 const look = `look() { echo "$1: $(cat "$1" 2>&1 | sed 's/.*: //')"; }`
 
 // mknod looks at a device by its number, whatever name there is.
-const mknod = `number() { mknod /tmp/node.$1.$2 c $1 $2 && echo "$1 $2: $(cat /tmp/node.$1.$2 2>&1 | sed 's/.*: //')"; }`
+const mknod = `number() { said=$(mknod /tmp/node.$1.$2 c $1 $2 2>&1 && cat /tmp/node.$1.$2 2>&1 || true); echo "$1 $2: ${said##*: }"; }`
 
 const (
 	allowed = "No such device or address"
@@ -128,7 +128,7 @@ func TestWithout(t *testing.T) {
 func TestPrivileged(t *testing.T) {
 	j := start(t, gitlab.JobSpec{
 		Tags: []string{"privileged"}, Variables: variables("BERTH_GPU_COUNT", "1"),
-		Script: []string{mknod, "for n in 0 1 2 3; do number 195 $n; done", "number 1 11"},
+		Script: []string{mknod, "for n in 0 1 2 3; do number 195 $n; done"},
 	})
 	require.Equal(t, gitlab.Success, end(t, j))
 	require.Equal(t, 1, strings.Count(j.Log(), ": "+allowed), "%s", j.Log())
