@@ -46,9 +46,33 @@ func bind(i *Inventory, uuids, capabilities []string) (*api.GPUs, error) {
 	}
 	g.Env = slices.DeleteFunc(spec.Process.Env, func(entry string) bool { return strings.HasPrefix(entry, "NVIDIA_VISIBLE_DEVICES=") })
 	g.Env = append(g.Env, "CUDA_VISIBLE_DEVICES="+cudaDevices(uuids, instances))
+	mergeHooks(spec.Hooks)
 	g.Nodes, g.Mounts, g.Hooks, g.GIDs = spec.Linux.Devices, spec.Mounts, spec.Hooks, spec.Process.User.AdditionalGids
 	g.Withheld = withheld(i, g.Nodes)
 	return g, nil
+}
+
+// HooksCommand has berth-gpu do several hooks, with HooksSeparator before each.
+const (
+	HooksCommand   = "hooks"
+	HooksSeparator = "--"
+)
+
+// mergeHooks makes one of the hooks that berth-gpu does before a container
+// starts: "berth-gpu hooks -- create-symlinks … -- update-ldcache …".
+func mergeHooks(h *oci.Hooks) {
+	if h == nil || len(h.CreateContainer) < 2 {
+		return
+	}
+	merged := h.CreateContainer[0]
+	merged.Args = []string{merged.Args[0], HooksCommand}
+	for _, one := range h.CreateContainer {
+		if one.Path != merged.Path || slices.Contains(one.Args, HooksSeparator) {
+			return // not ours
+		}
+		merged.Args = append(append(merged.Args, HooksSeparator), one.Args[1:]...)
+	}
+	h.CreateContainer = []oci.Hook{merged}
 }
 
 // cudaDevices is what CUDA_VISIBLE_DEVICES holds. GPUs are counted as the

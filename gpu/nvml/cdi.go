@@ -40,6 +40,8 @@ func (d *Driver) generator() (nvcdi.Interface, error) {
 		nvcdi.WithDriverRoot(d.options.Root),
 		nvcdi.WithDevRoot(d.options.Root),
 		nvcdi.WithNVIDIACDIHookPath(d.options.Hook),
+		// The first changes what the driver has set, the second is for graphics.
+		nvcdi.WithDisabledHooks("apply-cuda-memory-limits", "update-application-profile"),
 		nvcdi.WithFeatureFlags(nvcdi.FeatureDisableNvsandboxUtils),
 	)
 }

@@ -64,6 +64,7 @@ func TestInventory(t *testing.T) {
 	require.Equal(t, "0-15", whole.CPUs)
 	require.Equal(t, "16-31", i.Devices[4].CPUs)
 	require.Empty(t, whole.Unread)
+	require.Empty(t, whole.Edits.Hooks)
 	nodes, _ := pathsOf(whole.Edits)
 	require.Equal(t, []string{"/dev/nvidia1"}, nodes)
 	nodes, mounts := pathsOf(i.Edits)
