@@ -20,7 +20,7 @@ export BERTH_RUNTIME = $(abspath $(RUNTIME_DIR))
 
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
-.PHONY: all berth berthd berth-gpu runtime deps root lint fmt vet test test-unit test-cgroup2 bench demo install clean help
+.PHONY: all berth berthd berth-gpu runtime deps root lint fmt vet test test-unit test-cgroup2 test-gpu bench demo install clean help
 
 all: berth berthd berth-gpu ## build bin/berth, bin/berthd and bin/berth-gpu (the default)
 
@@ -67,6 +67,10 @@ test-unit: ## run the tests that need no root; the others say why they are skipp
 
 test-cgroup2: root deps runtime ## run jobs on cgroup v2, in a virtual machine (root; needs QEMU)
 	GO=$(GO) test/cgroup2/run.sh
+
+test-gpu: root deps runtime ## run what needs a GPU, a job that computes on it included (root)
+	CGO_ENABLED=1 CGO_CFLAGS="$(CGO_CFLAGS) -O2 -g -Wno-deprecated-declarations" \
+		$(GO) test -count=1 -timeout=15m -v -run TestRealGPU ./gpu/nvml ./test/gpu
 
 # Of how many rounds to take medians.
 ROUNDS ?= 10
