@@ -15,6 +15,9 @@ UNITDIR := $(PREFIX)/lib/systemd/system
 # A checkout of another owner's stops Go from asking git; VERSION does it above.
 export GOFLAGS := $(GOFLAGS) -buildvcs=false
 
+# The header of NVIDIA's library warns of functions that nobody here calls.
+export CGO_CFLAGS := $(or $(CGO_CFLAGS),-O2 -g) -Wno-deprecated-declarations
+
 # Where tests and the demo find the runtime programs.
 export BERTH_RUNTIME = $(abspath $(RUNTIME_DIR))
 
@@ -30,10 +33,9 @@ berth: ## build the executor: static, no cgo
 berthd: ## build the node daemon
 	CGO_ENABLED=0 $(GO) build $(BUILD_FLAGS) -o bin/berthd ./cmd/berthd
 
-# The one program with cgo: NVIDIA's library is loaded when there is one. Its
-# header warns of functions that nobody here calls.
+# The one program with cgo: NVIDIA's library is loaded when there is one.
 berth-gpu: ## build what asks NVIDIA's driver for berthd
-	CGO_ENABLED=1 CGO_CFLAGS="$(CGO_CFLAGS) -O2 -g -Wno-deprecated-declarations" $(GO) build $(BUILD_FLAGS) -o bin/berth-gpu ./cmd/berth-gpu
+	CGO_ENABLED=1 $(GO) build $(BUILD_FLAGS) -o bin/berth-gpu ./cmd/berth-gpu
 
 include runtime/build.mk
 
@@ -69,8 +71,7 @@ test-cgroup2: root deps runtime ## run jobs on cgroup v2, in a virtual machine (
 	GO=$(GO) test/cgroup2/run.sh
 
 test-gpu: root deps runtime ## run what needs a GPU, a job that computes on it included (root)
-	CGO_ENABLED=1 CGO_CFLAGS="$(CGO_CFLAGS) -O2 -g -Wno-deprecated-declarations" \
-		$(GO) test -count=1 -timeout=15m -v -run TestRealGPU ./gpu/nvml ./test/gpu
+	CGO_ENABLED=1 $(GO) test -count=1 -timeout=15m -v -run TestRealGPU ./gpu/nvml ./test/gpu
 
 # Of how many rounds to take medians.
 ROUNDS ?= 10
