@@ -15,20 +15,27 @@ UNITDIR := $(PREFIX)/lib/systemd/system
 # A checkout of another owner's stops Go from asking git; VERSION does it above.
 export GOFLAGS := $(GOFLAGS) -buildvcs=false
 
+# The header of NVIDIA's library warns of functions that nobody here calls.
+export CGO_CFLAGS := $(or $(CGO_CFLAGS),-O2 -g) -Wno-deprecated-declarations
+
 # Where tests and the demo find the runtime programs.
 export BERTH_RUNTIME = $(abspath $(RUNTIME_DIR))
 
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
-.PHONY: all berth berthd runtime deps root lint fmt vet test test-unit test-cgroup2 bench demo install clean help
+.PHONY: all berth berthd berth-gpu runtime deps root lint fmt vet test test-unit test-cgroup2 test-gpu bench demo install clean help
 
-all: berth berthd ## build bin/berth and bin/berthd (the default)
+all: berth berthd berth-gpu ## build bin/berth, bin/berthd and bin/berth-gpu (the default)
 
 berth: ## build the executor: static, no cgo
 	CGO_ENABLED=0 $(GO) build $(BUILD_FLAGS) -o bin/berth ./cmd/berth
 
 berthd: ## build the node daemon
 	CGO_ENABLED=0 $(GO) build $(BUILD_FLAGS) -o bin/berthd ./cmd/berthd
+
+# The one program with cgo: NVIDIA's library is loaded when there is one.
+berth-gpu: ## build what asks NVIDIA's driver for berthd
+	CGO_ENABLED=1 $(GO) build $(BUILD_FLAGS) -o bin/berth-gpu ./cmd/berth-gpu
 
 include runtime/build.mk
 
@@ -63,6 +70,9 @@ test-unit: ## run the tests that need no root; the others say why they are skipp
 test-cgroup2: root deps runtime ## run jobs on cgroup v2, in a virtual machine (root; needs QEMU)
 	GO=$(GO) test/cgroup2/run.sh
 
+test-gpu: root deps runtime ## run what needs a GPU, a job that computes on it included (root)
+	CGO_ENABLED=1 $(GO) test -count=1 -timeout=15m -v -run TestRealGPU ./gpu/nvml ./test/gpu
+
 # Of how many rounds to take medians.
 ROUNDS ?= 10
 
@@ -78,6 +88,7 @@ root:
 install: all runtime ## install under DESTDIR and PREFIX
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBEXECDIR)/cni $(DESTDIR)$(DOCDIR) $(DESTDIR)$(UNITDIR)
 	install -m 755 bin/berth bin/berthd $(DESTDIR)$(BINDIR)
+	install -m 755 bin/berth-gpu $(DESTDIR)$(LIBEXECDIR)
 	install -m 755 $$(find $(RUNTIME_DIR) -maxdepth 1 -type f ! -name '.*') $(DESTDIR)$(LIBEXECDIR)
 	install -m 755 $(RUNTIME_DIR)/cni/* $(DESTDIR)$(LIBEXECDIR)/cni
 	install -m 644 config.toml.example node/berthd.toml.example $(DESTDIR)$(DOCDIR)

@@ -12,6 +12,7 @@ import (
 
 	"gitlab.com/berth-ci/berth/agent"
 	"gitlab.com/berth-ci/berth/executor"
+	"gitlab.com/berth-ci/berth/node/api"
 )
 
 // Config is all that makes one container.
@@ -35,6 +36,9 @@ type Config struct {
 	// PathPrefix goes before the image's PATH.
 	PathPrefix string
 	Hostname   string
+
+	// GPUs are what the container has of the node's; nil where there are none.
+	GPUs *api.GPUs
 
 	Security Security
 	Profile  executor.Profile

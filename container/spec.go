@@ -65,6 +65,7 @@ func specOpts(c Config) []oci.SpecOpts {
 	for _, device := range c.Profile.Devices {
 		opts = append(opts, withDevice(device))
 	}
+	opts = append(opts, withGPUs(c.GPUs, c.Security.Privileged))
 	if !c.Security.Privileged {
 		// Both look at what the spec has become, so they come last.
 		if apparmorhost.HostSupports() {

@@ -51,6 +51,7 @@ type Profile struct {
 
 	WaitForServices Duration    `toml:"wait_for_services" json:"wait_for_services"`
 	Egress          Egress      `toml:"egress" json:"egress"`
+	GPU             GPUs        `toml:"gpu" json:"gpu"`
 	Cache           CachePolicy `toml:"cache" json:"cache"`
 	Builds          BuildPolicy `toml:"builds" json:"builds"`
 }
@@ -81,6 +82,7 @@ func DefaultProfile() Profile {
 		WaitForServices:     Duration(30 * time.Second),
 		Egress:              Egress{Default: "allow"},
 		Builds:              BuildPolicy{Enabled: true},
+		GPU:                 GPUs{Models: []string{"*"}, Wait: Duration(time.Hour)},
 		Cache:               CachePolicy{Publish: PublishProtected, Wait: Duration(10 * time.Minute), Native: true, Workspace: true},
 	}
 }

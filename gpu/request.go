@@ -1,7 +1,3 @@
-// Package gpu gives jobs GPUs: what they may ask for, and what the node has.
-//
-// So far it reads requests; a node offers no GPUs yet, and says so to those
-// who ask.
 package gpu
 
 import (
@@ -18,6 +14,7 @@ const (
 	ModelVariable      = "BERTH_GPU_MODEL"
 	MemoryVariable     = "BERTH_GPU_MEMORY"
 	MIGProfileVariable = "BERTH_GPU_MIG_PROFILE"
+	ServicesVariable   = "BERTH_GPU_SERVICES"
 )
 
 // Request is what a job asks for: Count devices that all have the rest.
@@ -29,6 +26,8 @@ type Request struct {
 	Memory executor.Bytes
 	// MIGProfile asks for instances, rather than whole GPUs: 1g.5gb.
 	MIGProfile string
+	// Services says that the services get the same devices.
+	Services bool
 }
 
 // maxCount is more than any node has.
@@ -40,18 +39,16 @@ var (
 	migPattern = regexp.MustCompile(`^([1-7]c\.)?[1-7]g\.[1-9][0-9]*gb(\+[a-z0-9.]+)*$`)
 )
 
-// ParseRequest reads the job variables. Any of them asks for one GPU where
-// the count is not said; a count of 0 asks for none. Errors are the job's own
-// and name the variable.
-func ParseRequest(variables map[string]string) (Request, error) {
-	var r Request
+// ParseRequest reads the job variables. Any of them asks for at least one GPU
+// where the count is not said, else for as many as the profile gives by
+// default; a count of 0 asks for none. Errors are the job's own and name the
+// variable.
+func ParseRequest(variables map[string]string, byDefault int) (Request, error) {
+	r := Request{Count: byDefault}
 	set := func(key string, parse func(string) error) error {
 		value, ok := variables[key]
 		if !ok || value == "" {
 			return nil
-		}
-		if r.Count == 0 {
-			r.Count = 1
 		}
 		if err := parse(value); err != nil {
 			return executor.Failf("%s: %w", key, err)
@@ -66,15 +63,24 @@ func ParseRequest(variables map[string]string) (Request, error) {
 			if !modelPattern.MatchString(s) {
 				return fmt.Errorf("model %q: expected a part of its name, such as a100 or A100-PCIE-40GB", s)
 			}
-			r.Model = s
+			r.Model, r.Count = s, max(r.Count, 1)
 			return nil
 		}},
-		{MemoryVariable, func(s string) error { return r.Memory.UnmarshalText([]byte(s)) }},
+		{MemoryVariable, func(s string) error {
+			r.Count = max(r.Count, 1)
+			return r.Memory.UnmarshalText([]byte(s))
+		}},
 		{MIGProfileVariable, func(s string) error {
 			if !migPattern.MatchString(s) {
 				return fmt.Errorf("MIG profile %q: expected one such as 1g.5gb or 3g.20gb", s)
 			}
-			r.MIGProfile = s
+			r.MIGProfile, r.Count = s, max(r.Count, 1)
+			return nil
+		}},
+		{ServicesVariable, func(s string) (err error) {
+			if r.Services, err = strconv.ParseBool(s); err != nil {
+				return fmt.Errorf("%q: expected true or false", s)
+			}
 			return nil
 		}},
 		{CountVariable, func(s string) (err error) {
@@ -90,4 +96,23 @@ func ParseRequest(variables map[string]string) (Request, error) {
 		}
 	}
 	return r, nil
+}
+
+// String says what is asked for, as in "2 × a100 with 40GiB".
+func (r Request) String() string {
+	s := fmt.Sprintf("%d × ", r.Count)
+	switch {
+	case r.Model != "" && r.MIGProfile != "":
+		s += r.Model + " MIG " + r.MIGProfile
+	case r.MIGProfile != "":
+		s += "MIG " + r.MIGProfile
+	case r.Model != "":
+		s += r.Model
+	default:
+		s += "GPU"
+	}
+	if r.Memory > 0 {
+		s += fmt.Sprintf(" with at least %v", r.Memory)
+	}
+	return s
 }

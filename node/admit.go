@@ -31,12 +31,8 @@ func (j *Jobs) Admit(ctx context.Context, r api.AdmitRequest, progress func(stri
 	if err != nil {
 		return nil, err
 	}
-	asked, err := gpu.ParseRequest(r.Request.Variables)
-	if err != nil {
-		return nil, err
-	}
-	if asked.Count > 0 {
-		return nil, executor.Failf("the job asks for GPUs (%s), but this node offers none: choose a runner that does by its tags", gpu.CountVariable)
+	if _, err := gpu.NewClaim(r.Request.Job, r.Profile, profile.GPU, r.Request.Variables); err != nil {
+		return nil, err // rather than after a wait
 	}
 	run := runner{r.Runner, r.TempDir}
 	if err := run.check(); err != nil {
@@ -78,6 +74,9 @@ func (j *Jobs) Admit(ctx context.Context, r api.AdmitRequest, progress func(stri
 	defer cancel(nil)
 	defer context.AfterFunc(e.life, func() { cancel(context.Cause(e.life)) })()
 	if err := j.queues[r.Profile].enter(ctx, e.record.Job, time.Duration(profile.Wait), progress); err != nil {
+		return nil, fmt.Errorf("admit job %s: %w", e.key, err)
+	}
+	if err := j.guard(func() error { return j.admitToGPUs(ctx, e, profile, r.Request, progress) }); err != nil {
 		return nil, fmt.Errorf("admit job %s: %w", e.key, err)
 	}
 	called := time.Now()
@@ -160,6 +159,7 @@ func (j *Jobs) furnish(ctx context.Context, e *job, grant *executor.Grant, reque
 		Dirs:       dirs,
 		Builds:     j.builds(dirs, grant),
 		Network:    api.Network{Netns: n.Netns, Address: n.Gateway, Services: make([]api.Endpoint, len(grant.Services))},
+		GPUs:       record.Admission.GPUs,
 	}
 	j.mu.Lock()
 	e.holds = true

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/sirupsen/logrus"
 
+	"gitlab.com/berth-ci/berth/gpu"
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/cache"
 )
@@ -30,6 +31,7 @@ const (
 type handler struct {
 	jobs   *Jobs
 	keeper *cache.Keeper
+	gpus   *gpu.Keeper
 	about  api.Version
 	log    *logrus.Entry
 }
@@ -51,6 +53,10 @@ func (h *handler) routes() http.Handler {
 		"POST /v1/caches/rollback":         h.rollback,
 		"POST /v1/caches/remove":           h.removeCache,
 		"POST /v1/caches/prune":            h.prune,
+		"GET /v1/gpus":                     h.listGPUs,
+		"POST /v1/gpus/{gpu}/quarantine":   h.quarantineGPU,
+		"POST /v1/gpus/{gpu}/release":      h.releaseGPU,
+		"GET /v1/jobs/{job}/gpus":          h.useOfGPUs,
 		"/":                                h.unknown,
 	} {
 		mux.Handle(pattern, h.guard(serve, bodyLimit(pattern)))

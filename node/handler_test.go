@@ -27,7 +27,7 @@ func serve(t testing.TB, b *bench) (client *api.Client, socket string) {
 	socket = filepath.Join(socketDir(t), "berthd.sock")
 	l, err := listen(socket, os.Getgid())
 	require.NoError(t, err)
-	h := &handler{jobs: b.Jobs, log: b.log, about: api.Version{Berthd: "1.0"}}
+	h := &handler{jobs: b.Jobs, gpus: b.keeper, log: b.log, about: api.Version{Berthd: "1.0"}}
 	s := &http.Server{Handler: h.routes()}
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(func() { _ = s.Close() })

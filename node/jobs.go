@@ -73,6 +73,7 @@ type Parts struct {
 	Containers Containers
 	Networks   Networks
 	Names      Names
+	GPUs       GPUs
 	Caches     Caches
 	Builds     Builds
 }

@@ -19,6 +19,7 @@ import (
 
 	"gitlab.com/berth-ci/berth/executor"
 	"gitlab.com/berth-ci/berth/gpu"
+	"gitlab.com/berth-ci/berth/gpu/gputest"
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/cache"
 	"gitlab.com/berth-ci/berth/node/journal"
@@ -189,6 +190,7 @@ type bench struct {
 	*Jobs
 	*fakes
 	root    string
+	keeper  *gpu.Keeper
 	restart func() // as after kill -9
 	end     context.CancelCauseFunc
 }
@@ -198,6 +200,13 @@ func newBench(t testing.TB, profiles map[string]executor.Profile) *bench {
 }
 
 func newBenchAt(t testing.TB, root string, profiles map[string]executor.Profile) *bench {
+	none := gputest.New(0)
+	none.Fail(fmt.Errorf("no NVIDIA driver: %w", errdefs.ErrNotFound))
+	return newBenchWith(t, root, profiles, none)
+}
+
+// newBenchWith is one with GPUs.
+func newBenchWith(t testing.TB, root string, profiles map[string]executor.Profile, driver gpu.Driver) *bench {
 	b := &bench{fakes: &fakes{made: map[string]bool{}}, root: root}
 	log := logrus.New()
 	log.SetOutput(t.Output())
@@ -208,10 +217,16 @@ func newBenchAt(t testing.TB, root string, profiles map[string]executor.Profile)
 		require.NoError(t, err)
 		var life context.Context
 		life, b.end = context.WithCancelCause(context.Background())
+		b.keeper, err = gpu.NewKeeper(driver, gpu.Settings{File: filepath.Join(b.root, "gpu-quarantine.json"), Boot: "this"}, logrus.NewEntry(log))
+		require.NoError(t, err)
 		b.Jobs = newJobs(life, Settings{Profiles: profiles, Cgroup: "/berth", Boot: "this"}, logrus.NewEntry(log), Parts{
 			Journal: j, Dirs: dirs, Cgroups: fakeCgroups{b.fakes}, Containers: fakeContainers{b.fakes},
-			Networks: fakeNetworks{b.fakes}, Names: fakeNames{b.fakes}, Caches: fakeCaches{b.fakes}, Builds: fakeBuilds{b.fakes},
+			Networks: fakeNetworks{b.fakes}, Names: fakeNames{b.fakes}, Caches: fakeCaches{b.fakes}, Builds: fakeBuilds{b.fakes}, GPUs: b.keeper,
 		})
+		records, err := b.Journal.Records()
+		require.NoError(t, err)
+		retakeGPUs(b.keeper, logrus.NewEntry(log), records)
+		b.attending.Go(func() { b.keeper.Run(life) })
 	}
 	stop := func() {
 		b.end(errShutdown)

@@ -17,6 +17,7 @@ import (
 
 	"gitlab.com/berth-ci/berth/buildkit"
 	"gitlab.com/berth-ci/berth/buildkit/builds"
+	"gitlab.com/berth-ci/berth/gpu"
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/cache"
 	"gitlab.com/berth-ci/berth/node/cgroup"
@@ -58,6 +59,7 @@ type daemon struct {
 	engine   *buildkit.Engine
 	builders *builders
 	keeper   *cache.Keeper
+	gpus     *gpu.Keeper
 	jobs     *Jobs
 }
 
@@ -214,6 +216,9 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := d.openGPUs(boot); err != nil {
+		return err
+	}
 	caches := cache.New(d.engine, d.log)
 	life, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	d.jobs = newJobs(life, Settings{
@@ -225,12 +230,14 @@ func (d *daemon) serve(ctx context.Context) error {
 		Boot:         boot,
 	}, d.log, Parts{
 		Journal: d.journal, Dirs: store, Cgroups: d.cgroups, Containers: runtimeContainers{d.client},
-		Networks: d.networks, Names: d.names, Caches: caches, Builds: d.builders,
+		Networks: d.networks, Names: d.names, Caches: caches, Builds: d.builders, GPUs: d.gpus,
 	})
 	d.onClose(func(ctx context.Context) error { end(errShutdown); return d.jobs.wait(ctx) })
 	if err := retakeCaches(ctx, caches, d.jobs, alive, dead); err != nil {
 		return err
 	}
+	retakeGPUs(d.gpus, d.log, alive, dead)
+	d.jobs.attending.Go(func() { d.gpus.Run(life) })
 	d.jobs.Replay(ctx, alive, dead)
 	if err := d.names.keep(ctx, d.jobs.List()); err != nil {
 		d.log.WithError(err).Warn("cannot remove the names of former jobs")
@@ -244,7 +251,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	d.jobs.attending.Go(func() { d.collect(life) })
 	go store.empty(life, d.log)
 
-	h := &handler{jobs: d.jobs, keeper: d.keeper, log: d.log, about: api.Version{
+	h := &handler{jobs: d.jobs, keeper: d.keeper, gpus: d.gpus, log: d.log, about: api.Version{
 		Berthd: d.version, Containerd: d.runtime.Version(), Root: d.config.Root,
 	}}
 	complaints := d.log.WriterLevel(logrus.WarnLevel)

@@ -148,6 +148,8 @@ func (j *Jobs) finish(ctx context.Context, e *job, reason string, stopped chan<-
 		if err := j.remove(ctx, record); err != nil {
 			return err
 		}
+	} else if err := j.GPUs.Release(ctx, e.key); err != nil { // all that it got so far
+		return err
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -173,6 +175,10 @@ func (j *Jobs) remove(ctx context.Context, r journal.Record) error {
 		j.Cgroups.Remove(ctx, path.Join(j.settings.Cgroup, key)),
 		j.Dirs.remove(key),
 	); err != nil {
+		return err
+	}
+	// Now that the job's cgroup is gone, nothing may be left on its GPUs.
+	if err := j.GPUs.Release(ctx, key); err != nil {
 		return err
 	}
 	return j.Journal.Delete(key)

@@ -65,6 +65,7 @@ func (b *berth) config(name string, image containerd.Image, netns string) contai
 		Image:       image,
 		Snapshotter: a.Containerd.Snapshotter,
 		Env:         environment(a.Grant.Profile.Environment),
+		GPUs:        b.gpus(name),
 		Hostname:    name,
 		Profile:     a.Grant.Profile,
 		Limits:      a.Grant.Limits,

@@ -29,6 +29,7 @@ func (s *Stage) Run(ctx context.Context, script, stage string) error {
 	if st.Admission == nil {
 		return errors.New("the job was not prepared: prepare ended early")
 	}
+	defer s.tellGPUUse(st, stage)
 	if st.Admission.Caches.Serves {
 		return s.runBetweenCaches(ctx, st, script, stage)
 	}

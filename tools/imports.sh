@@ -10,3 +10,11 @@ heavy=$(printf '%s\n' "$deps" | grep -E '^(github\.com/moby/(buildkit|moby)|k8s\
 	printf '\t%s\n' $heavy >&2
 	exit 1
 }
+
+# berthd is static, and a driver that crashes is not to take it along.
+nvidia=$("${GO:-go}" list -deps ./cmd/berthd | grep '^github\.com/NVIDIA' || true)
+[ -z "$nvidia" ] || {
+	echo "cmd/berthd must not import, berth-gpu does:" >&2
+	printf '\t%s\n' $nvidia >&2
+	exit 1
+}

@@ -56,8 +56,10 @@ type Admission struct {
 	Cgroup  string  `json:"cgroup"`
 	Dirs    Dirs    `json:"dirs"`
 	Network Network `json:"network"`
-	Caches  Caches  `json:"caches,omitzero"`
-	Builds  Builds  `json:"builds,omitzero"`
+	// GPUs is nil on a node that has none.
+	GPUs   *GPUs  `json:"gpus,omitempty"`
+	Caches Caches `json:"caches,omitzero"`
+	Builds Builds `json:"builds,omitzero"`
 }
 
 // Builds says where the job finds its BuildKit; nowhere if Dir is empty.

@@ -38,6 +38,10 @@ func (d *document) checkConfig(c *Config) {
 	d.check("registries.docker_config", c.Registries.DockerConfig, absolute)
 	d.check("limits.cgroup", c.Limits.Cgroup, directory)
 	d.checkCache(c.Cache)
+	if c.GPU.Program != "" {
+		d.check("gpu.program", c.GPU.Program, absolute)
+	}
+	d.check("gpu.driver_root", c.GPU.DriverRoot, absolute)
 	for name, p := range c.Profiles {
 		key := join("profile", name)
 		d.checkProfile(key, name, p)

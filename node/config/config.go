@@ -32,6 +32,7 @@ type Config struct {
 	Registries Registries                  `toml:"registries"`
 	Limits     Limits                      `toml:"limits"`
 	Cache      Cache                       `toml:"cache"`
+	GPU        GPU                         `toml:"gpu"`
 	Profiles   map[string]executor.Profile `toml:"profile"`
 }
 
@@ -84,6 +85,15 @@ type Cache struct {
 	Shares map[string]int `toml:"shares"`
 }
 
+// GPU says how the node's GPUs are found.
+type GPU struct {
+	// Program asks the driver; empty is berth-gpu of the runtime's programs,
+	// or beside berthd.
+	Program string `toml:"program"`
+	// DriverRoot is where the driver's files are.
+	DriverRoot string `toml:"driver_root"`
+}
+
 // Default is the configuration of an empty file: a managed runtime and one
 // profile, named default.
 func Default() *Config {
@@ -114,6 +124,7 @@ func settings() *Config {
 			DockerConfig: "/root/.docker/config.json",
 		},
 		Limits: Limits{Cgroup: "/berth"},
+		GPU:    GPU{DriverRoot: "/"},
 		Cache:  Cache{MinFree: 10 << 30, MaxAge: executor.Duration(30 * 24 * time.Hour), Rollback: 3},
 	}
 }

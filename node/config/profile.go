@@ -76,6 +76,7 @@ func (d *document) checkProfile(key, name string, p executor.Profile) {
 	d.each(at("egress.deny"), p.Egress.Deny, destination)
 	d.check(at("egress.default"), p.Egress.Default, oneOf("allow", "deny"))
 
+	d.checkGPUs(key+".gpu", p.GPU)
 	d.check(at("cache.publish"), p.Cache.Publish, oneOf(executor.PublishPolicies...))
 	d.each(at("cache.mounts"), p.Cache.Mounts, cacheMount)
 	d.each(at("builds.entitlements"), p.Builds.Entitlements, oneOf(executor.BuildEntitlements...))

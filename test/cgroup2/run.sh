@@ -1,6 +1,6 @@
 #!/bin/sh
 # Boots a virtual machine with cgroup v2 and runs this directory's tests, and
-# node/cgroup's, in it. The machine sees this host's file system and can write
+# those of node/cgroup and test/gpu, in it. TESTS names fewer. The machine sees this host's file system and can write
 # to none of it.
 #
 # KERNEL is a directory with boot/vmlinuz-* and lib/modules; by default the
@@ -24,6 +24,10 @@ export CGO_ENABLED=0 # as in releases
 go=${GO:-go}
 $go build -trimpath -o "$dir/" ./cmd/berth ./cmd/berthd ./test/cmd/runner
 $go test -c -trimpath -o "$dir/" ./node/cgroup ./test/cgroup2
+# GPUs that are not there, whose device nodes are.
+export CGO_ENABLED=1 CGO_CFLAGS="-O2 -g -Wno-deprecated-declarations"
+$go build -trimpath -o "$dir/" ./cmd/berth-gpu ./test/cmd/gpudriver
+$go test -c -trimpath -o "$dir/" ./test/gpu
 
 # What the machine needs until it has the host's file system.
 mkdir -p "$dir/initramfs/bin"
@@ -50,10 +54,10 @@ accel=tcg
 ! grep -qwE 'vmx|svm' /proc/cpuinfo || accel=kvm:tcg
 
 # The second serial port takes the exit status.
-timeout --foreground "${TIMEOUT:-600}" qemu-system-x86_64 -machine q35,accel=$accel -cpu max -smp 2 -m 3G \
+timeout --foreground "${TIMEOUT:-900}" qemu-system-x86_64 -machine q35,accel=$accel -cpu max -smp 2 -m 3G \
 	-nodefaults -display none -no-reboot -serial stdio -serial "file:$dir/status" \
 	-virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
 	-kernel "$kernel" -initrd "$dir/initramfs.cpio" \
-	-append "console=ttyS0 quiet panic=-1 HERE=$here PROGRAMS=$dir MODULES=$modules BERTH_RUNTIME=$BERTH_RUNTIME" </dev/null
+	-append "console=ttyS0 quiet panic=-1 HERE=$here PROGRAMS=$dir MODULES=$modules BERTH_RUNTIME=$BERTH_RUNTIME TESTS=${TESTS:-cgroup,cgroup2,gpu}" </dev/null
 status=$(tr -cd 0-9 <"$dir/status")
 exit "${status:-1}"

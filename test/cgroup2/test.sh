@@ -22,7 +22,8 @@ run() {
 	"$PROGRAMS/$1" -test.v -test.timeout=8m || status=1
 }
 status=0
-run cgroup.test
-run cgroup2.test
+for test in $(echo "$TESTS" | tr , ' '); do
+	run "$test.test"
+done
 echo $status >/dev/ttyS1
 busybox poweroff -f

@@ -1,0 +1,195 @@
+//go:build cgo
+
+// Package gpu runs jobs with GPUs end to end: on a node whose driver and GPUs
+// are stood in for, but whose containers, device nodes and device cgroups are
+// real; and, where there is one, on a real GPU.
+package gpu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"gitlab.com/berth-ci/berth/executor"
+	"gitlab.com/berth-ci/berth/gpu/nvml/nvmltest"
+	"gitlab.com/berth-ci/berth/node/config"
+	"gitlab.com/berth-ci/berth/test/gitlab"
+	"gitlab.com/berth-ci/berth/test/images"
+	"gitlab.com/berth-ci/berth/test/runner"
+	"gitlab.com/berth-ci/berth/test/testnode"
+)
+
+// Of the machine that is stood in for, the last GPU is cut.
+const (
+	gpus      = 4
+	instances = 2
+)
+
+// Shared by all tests; nil where missing says why.
+var (
+	missing  string
+	dir      string
+	programs testnode.Programs
+	registry *images.Registry
+	node     *testnode.Node
+	server   *gitlab.Server
+	project  *gitlab.Project
+)
+
+func TestMain(m *testing.M) {
+	status, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		status = 1
+	}
+	os.Exit(status)
+}
+
+func run(m *testing.M) (status int, err error) {
+	if missing = testnode.Missing(); missing != "" {
+		return m.Run(), nil
+	}
+	ctx := context.Background()
+	if dir, err = os.MkdirTemp("", "berth-gpu"); err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	if programs, err = build(ctx); err != nil {
+		return 0, err
+	}
+	if err := makeMachine(); err != nil {
+		return 0, err
+	}
+	if registry, err = images.Serve(ctx); err != nil {
+		return 0, err
+	}
+	defer registry.Close()
+	if node, err = testnode.Start(ctx, testnode.Config{Programs: programs, Images: registry, Change: configure}); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, node.Stop(ctx)) }()
+	if server, err = node.GitLab(); err != nil {
+		return 0, err
+	}
+	defer server.Close()
+	if project, err = server.AddProject("group/project", fstest.MapFS{"README": {Data: []byte("read me\n")}}); err != nil {
+		return 0, err
+	}
+	var stopped error
+	defer func() { err = errors.Join(err, stopped) }()
+	for _, profile := range []string{"default", "privileged"} {
+		own := filepath.Join(dir, "runner-"+profile)
+		if err := os.Mkdir(own, 0o700); err != nil {
+			return 0, err
+		}
+		r, err := runner.Start(programs.Runner, own, runner.Config{
+			Concurrent: 4, CheckInterval: 1,
+			Runners: []runner.Runner{node.Runner(profile, server.URL(), server.AddRunner(profile))},
+		}, nil)
+		if err != nil {
+			return 0, err
+		}
+		defer func() { stopped = errors.Join(stopped, r.Stop(ctx)) }()
+	}
+	return m.Run(), nil
+}
+
+// build makes the programs, unless PROGRAMS is a directory that has them.
+func build(ctx context.Context) (testnode.Programs, error) {
+	if made := os.Getenv("PROGRAMS"); made != "" {
+		dir = made
+		return testnode.Programs{
+			Berth: filepath.Join(made, "berth"), Berthd: filepath.Join(made, "berthd"), Runner: filepath.Join(made, "runner"),
+		}, nil
+	}
+	const module = "gitlab.com/berth-ci/berth/"
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", dir+"/", module+"cmd/berth-gpu", module+"test/cmd/gpudriver")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=1", "CGO_CFLAGS=-O2 -g -Wno-deprecated-declarations")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return testnode.Programs{}, fmt.Errorf("build berth-gpu: %w: %s", err, out)
+	}
+	return testnode.Build(ctx, dir)
+}
+
+func root() string { return filepath.Join(dir, "driver") }
+
+// makeMachine makes the files of the driver.
+func makeMachine() error {
+	mig := map[int]int{gpus - 1: instances}
+	if err := nvmltest.MakeRoot(root(), gpus, mig); err != nil {
+		return err
+	}
+	machine, err := json.Marshal(map[string]any{"gpus": gpus, "mig": mig, "hook": filepath.Join(dir, "berth-gpu")})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(root(), "gpus.json"), machine, 0o600)
+}
+
+func configure(c *config.Config) {
+	c.GPU = config.GPU{Program: filepath.Join(dir, "gpudriver"), DriverRoot: root()}
+	p, privileged := testnode.Profile(registry), testnode.Profile(registry)
+	p.GPU.PerJob = 3
+	privileged.PrivilegedImages = []string{"**"}
+	c.Profiles = map[string]executor.Profile{"default": p, "privileged": privileged}
+}
+
+// tell has GPUs tell something else of themselves.
+func tell(t testing.TB, states map[string]nvmltest.State) {
+	t.Helper()
+	b, err := json.Marshal(states)
+	require.NoError(t, err)
+	file := filepath.Join(root(), "state.json")
+	require.NoError(t, os.WriteFile(file+".next", b, 0o600))
+	require.NoError(t, os.Rename(file+".next", file))
+}
+
+// start starts a job.
+func start(t *testing.T, spec gitlab.JobSpec) *gitlab.Job {
+	t.Helper()
+	if missing != "" {
+		t.Skip(missing)
+	}
+	spec.Project, spec.Name = project, t.Name()
+	if spec.Tags == nil {
+		spec.Tags = []string{"default"}
+	}
+	if spec.Image.Name == "" {
+		spec.Image.Name = registry.Image(images.Busybox)
+	}
+	j, err := server.Enqueue(spec)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("job:\n%s\nberthd:\n%s", j.Log(), node.Log())
+		}
+	})
+	return j
+}
+
+// end waits for a job's end, and for all that it had to be gone.
+func end(t *testing.T, j *gitlab.Job) gitlab.State {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	state, err := j.Wait(ctx)
+	require.NoError(t, err)
+	require.NoError(t, node.AwaitClean(t.Context()))
+	return state
+}
+
+func variables(pairs ...string) (list []gitlab.Variable) {
+	for i := 0; i < len(pairs); i += 2 {
+		list = append(list, gitlab.Variable{Key: pairs[i], Value: pairs[i+1], Public: true})
+	}
+	return list
+}
