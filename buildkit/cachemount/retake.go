@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/solver/llbsolver/mounts"
 
@@ -21,7 +22,8 @@ func (t *Table) Retake(ctx context.Context, records []Record) (taken []*Mount, l
 	for _, r := range records {
 		m, err := t.retake(ctx, r)
 		switch {
-		case cache.IsNotFound(err):
+		// A record may be without its directory after a crash.
+		case cache.IsNotFound(err), errdefs.IsNotFound(err):
 			lost = append(lost, r)
 		case err != nil:
 			return nil, nil, fmt.Errorf("take back cache %q of %s: %w", r.Key, r.Job, err)

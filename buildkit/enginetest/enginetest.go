@@ -12,6 +12,10 @@ import (
 	"sync/atomic"
 	"testing"
 
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/errdefs"
+
 	"gitlab.com/berth-ci/berth/buildkit"
 	"gitlab.com/berth-ci/berth/test/containerdtest"
 )
@@ -94,6 +98,22 @@ func (e *Engine) Open(held buildkit.Held) buildkit.Taken {
 		e.tb.Fatal(err)
 	}
 	return taken
+}
+
+// RemoveSnapshot removes a record's snapshot from containerd while the engine is closed, with the lease that holds it.
+func (e *Engine) RemoveSnapshot(id string) {
+	e.tb.Helper()
+	client, err := containerd.New(e.Config.Address, containerd.WithDefaultNamespace(e.Config.Namespace))
+	if err != nil {
+		e.tb.Fatal(err)
+	}
+	defer client.Close()
+	if err := client.LeasesService().Delete(e.tb.Context(), leases.Lease{ID: id}, leases.SynchronousDelete); err != nil {
+		e.tb.Fatal(err)
+	}
+	if _, err := client.SnapshotService(buildkit.Snapshotter).Stat(e.tb.Context(), id); !errdefs.IsNotFound(err) {
+		e.tb.Fatalf("snapshot %s is still there: %v", id, err)
+	}
 }
 
 // Restart closes the engine, which gives nothing back, and opens it again.

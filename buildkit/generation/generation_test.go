@@ -359,6 +359,27 @@ func TestRetake(t *testing.T) {
 }
 
 // Data that was not on disk when the host went down is not served.
+// A clone whose layer went before the crash that left its record is lost, and no reason not to start.
+func TestRetakeWithoutLayer(t *testing.T) {
+	f := newFixture(t)
+	f.job("k", "a", "1")
+	c, err := f.Generations().Clone(t.Context(), "k", "job")
+	f.must(err)
+	r := c.Record()
+	f.must(f.Close())
+	f.Engine.Engine = nil
+	f.RemoveSnapshot(r.ID)
+	taken := f.Open(buildkit.Held{Clones: []generation.Record{r}})
+	if len(taken.Clones) != 0 || len(taken.Lost.Clones) != 1 {
+		t.Errorf("taken back: %+v", taken)
+	}
+	again := f.clone("k", "next")
+	if got := f.read(again, "a"); got != "1" {
+		t.Errorf("a is %s", got)
+	}
+	f.must(again.Discard(t.Context()))
+}
+
 func TestCrash(t *testing.T) {
 	f := newFixture(t)
 	f.job("k", "f", "1")

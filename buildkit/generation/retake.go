@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/client"
 
@@ -22,7 +23,8 @@ func (s *Store) Retake(ctx context.Context, records []Record) (clones []*Clone, 
 	for _, r := range records {
 		c, err := s.retake(ctx, r)
 		switch {
-		case cache.IsNotFound(err):
+		// Who was killed while it discarded a clone may have left the record without the layer.
+		case cache.IsNotFound(err), errdefs.IsNotFound(err):
 			lost = append(lost, r)
 		case err != nil:
 			return nil, nil, err
@@ -48,7 +50,7 @@ func (s *Store) retake(ctx context.Context, r Record) (*Clone, error) {
 	}
 	o, err := s.overlay(ctx, r.ID)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, drop(ctx, ref))
 	}
 	return &Clone{store: s, ref: ref, record: r, overlay: o}, nil
 }
