@@ -22,6 +22,9 @@ const (
 	// BinDir is first on the helper's PATH; it holds gitlab-runner.
 	BinDir = Dir + "/bin"
 
+	// RunDir is where the job finds the sockets that berthd answers.
+	RunDir = Dir + "/run"
+
 	socket = Dir + "/agent.sock"
 )
 

@@ -53,6 +53,7 @@ type Profile struct {
 	Egress          Egress      `toml:"egress" json:"egress"`
 	GPU             GPUs        `toml:"gpu" json:"gpu"`
 	Cache           CachePolicy `toml:"cache" json:"cache"`
+	Builds          BuildPolicy `toml:"builds" json:"builds"`
 }
 
 // Egress says where a job's packets may go. Other jobs are never reachable.
@@ -81,6 +82,18 @@ func DefaultProfile() Profile {
 		WaitForServices:     Duration(30 * time.Second),
 		Egress:              Egress{Default: "allow"},
 		GPU:                 GPUs{Models: []string{"*"}, Wait: Duration(time.Hour)},
+		Builds:              BuildPolicy{Enabled: true},
 		Cache:               CachePolicy{Publish: PublishProtected, Wait: Duration(10 * time.Minute), Native: true, Workspace: true},
 	}
 }
+
+// BuildPolicy is what a profile says of image builds.
+type BuildPolicy struct {
+	// Enabled gives each job a BuildKit.
+	Enabled bool `toml:"enabled" json:"enabled"`
+	// Entitlements are what builds may ask for (--allow).
+	Entitlements []string `toml:"entitlements" json:"entitlements,omitempty"`
+}
+
+// BuildEntitlements are all that a profile can grant.
+var BuildEntitlements = []string{"network.host", "security.insecure"}

@@ -81,6 +81,9 @@ func (j *Jobs) Admit(ctx context.Context, r api.AdmitRequest, progress func(stri
 	if err := j.guard(func() error { return j.admitToCaches(ctx, e, r.Request, progress) }); err != nil {
 		return nil, fmt.Errorf("admit job %s: %w", e.key, err)
 	}
+	if err := j.Builds.Serve(e.record); err != nil {
+		return nil, fmt.Errorf("admit job %s: %w", e.key, err)
+	}
 	admitted = true
 	j.log.WithFields(logrus.Fields{
 		"job":     e.key,
@@ -91,6 +94,14 @@ func (j *Jobs) Admit(ctx context.Context, r api.AdmitRequest, progress func(stri
 	}).Info("admitted a job")
 	a := e.record.Admission
 	return &a, nil
+}
+
+// builds says where a job finds its BuildKit.
+func (j *Jobs) builds(dirs api.Dirs, g *executor.Grant) api.Builds {
+	if !g.Profile.Builds.Enabled {
+		return api.Builds{}
+	}
+	return buildsOf(dirs.Job)
 }
 
 // claim makes the entry of a job that asks for a berth. A job of the same key
@@ -141,6 +152,7 @@ func (j *Jobs) furnish(ctx context.Context, e *job, grant *executor.Grant, reque
 		Lease:      container.LeaseName(e.key),
 		Cgroup:     path.Join(j.settings.Cgroup, e.key),
 		Dirs:       dirs,
+		Builds:     j.builds(dirs, grant),
 		Network:    api.Network{Netns: n.Netns, Address: n.Gateway, Services: make([]api.Endpoint, len(grant.Services))},
 		GPUs:       record.Admission.GPUs,
 	}

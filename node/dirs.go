@@ -7,15 +7,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
 	"github.com/sirupsen/logrus"
-	"golang.org/x/sys/unix"
 
+	"gitlab.com/berth-ci/berth/buildkit/worktree"
 	"gitlab.com/berth-ci/berth/node/api"
 )
 
@@ -84,7 +82,8 @@ func (d *dirs) remove(job string) error {
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err := unmountBelow(dir); err != nil {
+	// A mount that was left would be deleted along, and with it what is mounted.
+	if err := worktree.Detach(dir); err != nil {
 		return fmt.Errorf("remove the job's directory: %w", err)
 	}
 	trash := filepath.Join(d.root, "trash", job+"."+strconv.FormatInt(time.Now().UnixNano(), 36))
@@ -94,21 +93,6 @@ func (d *dirs) remove(job string) error {
 	select {
 	case d.thrown <- struct{}{}:
 	default:
-	}
-	return nil
-}
-
-// unmountBelow keeps a mount that was left in a directory, and with it what
-// is mounted, from being deleted along.
-func unmountBelow(dir string) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-	if err != nil {
-		return fmt.Errorf("find mounts below %s: %w", dir, err)
-	}
-	for _, m := range slices.Backward(mounts) {
-		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL {
-			return fmt.Errorf("unmount %s: %w", m.Mountpoint, err)
-		}
 	}
 	return nil
 }

@@ -75,6 +75,7 @@ type Parts struct {
 	Names      Names
 	GPUs       GPUs
 	Caches     Caches
+	Builds     Builds
 }
 
 // Jobs are the jobs on the node, from the time they ask for a berth until

@@ -112,6 +112,16 @@ func (f fakeCaches) Release(ctx context.Context, job string) error {
 	return f.drop(ctx, "release caches", "caches "+job)
 }
 
+type fakeBuilds struct{ *fakes }
+
+func (f fakeBuilds) Serve(r journal.Record) error {
+	return f.put(context.Background(), "serve builds", "builds "+r.Job.Key)
+}
+
+func (f fakeBuilds) End(ctx context.Context, job string) error {
+	return f.drop(ctx, "end builds", "builds "+job)
+}
+
 type fakeContainers struct{ *fakes }
 
 func (f fakeContainers) Hold(ctx context.Context, job string) error {
@@ -211,7 +221,8 @@ func newBenchWith(t testing.TB, root string, profiles map[string]executor.Profil
 		require.NoError(t, err)
 		b.Jobs = newJobs(life, Settings{Profiles: profiles, Cgroup: "/berth", Boot: "this"}, logrus.NewEntry(log), Parts{
 			Journal: j, Dirs: dirs, Cgroups: fakeCgroups{b.fakes}, Containers: fakeContainers{b.fakes},
-			Networks: fakeNetworks{b.fakes}, Names: fakeNames{b.fakes}, Caches: fakeCaches{b.fakes}, GPUs: b.keeper,
+			Networks: fakeNetworks{b.fakes}, Names: fakeNames{b.fakes}, Caches: fakeCaches{b.fakes}, Builds: fakeBuilds{b.fakes},
+			GPUs: b.keeper,
 		})
 		records, err := b.Journal.Records()
 		require.NoError(t, err)
@@ -330,7 +341,7 @@ func TestAdmitAndRelease(t *testing.T) {
 	info, err := os.Stat(a.Dirs.Job)
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o700), info.Mode().Perm())
-	require.Equal(t, []string{"caches " + key, "cgroup /berth/" + key, "lease " + key, "names " + key, "network " + key}, b.left())
+	require.Equal(t, []string{"builds " + key, "caches " + key, "cgroup /berth/" + key, "lease " + key, "names " + key, "network " + key}, b.left())
 
 	again, err := b.Admission(key)
 	require.NoError(t, err)

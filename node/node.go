@@ -7,6 +7,7 @@ import (
 	stdlog "log"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"gitlab.com/berth-ci/berth/buildkit"
+	"gitlab.com/berth-ci/berth/buildkit/builds"
 	"gitlab.com/berth-ci/berth/gpu"
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/cache"
@@ -55,6 +57,7 @@ type daemon struct {
 	networks *network.Pool
 	names    *resolverNames
 	engine   *buildkit.Engine
+	builders *builders
 	keeper   *cache.Keeper
 	gpus     *gpu.Keeper
 	jobs     *Jobs
@@ -168,6 +171,14 @@ func (d *daemon) openCaches(ctx context.Context) (err error) {
 		return fmt.Errorf("open the node's caches: %w", err)
 	}
 	d.onClose(func(context.Context) error { return d.engine.Close() })
+	service, err := builds.New(ctx, d.engine, builds.Config{
+		HostsDir: d.config.Registries.HostsDir, Deny: []netip.Prefix{d.config.Network.Subnet, d.config.Network.Uplinks},
+	})
+	if err != nil {
+		return err
+	}
+	d.builders = newBuilders(service, d.networks, d.client.ImageService(), d.log)
+	d.onClose(d.builders.close)
 	return nil
 }
 
@@ -219,7 +230,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		Boot:         boot,
 	}, d.log, Parts{
 		Journal: d.journal, Dirs: store, Cgroups: d.cgroups, Containers: runtimeContainers{d.client},
-		Networks: d.networks, Names: d.names, Caches: caches, GPUs: d.gpus,
+		Networks: d.networks, Names: d.names, Caches: caches, Builds: d.builders, GPUs: d.gpus,
 	})
 	d.onClose(func(ctx context.Context) error { end(errShutdown); return d.jobs.wait(ctx) })
 	if err := retakeCaches(ctx, caches, d.jobs, alive, dead); err != nil {

@@ -136,7 +136,7 @@ func (j *Jobs) finish(ctx context.Context, e *job, reason string, stopped chan<-
 		if err := endCaller(record.Caller); err != nil {
 			return err
 		}
-		if err := j.Containers.Kill(ctx, e.key); err != nil {
+		if err := errors.Join(j.Containers.Kill(ctx, e.key), j.Builds.End(ctx, e.key)); err != nil {
 			return err // what lives must keep its network and files
 		}
 	}

@@ -25,6 +25,10 @@ func (b *berth) buildConfig() container.Config {
 	c.Agent, c.AgentProgram = true, executablePath()
 	c.Entrypoint = b.call.ExpandAll(b.payload.Image.Entrypoint)
 	c.User = b.admission.Grant.Build.User
+	if builds := b.admission.Builds; builds.Dir != "" {
+		c.Mounts = append(c.Mounts, container.Bind(builds.Dir, agent.RunDir, "ro"))
+		c.Env = append(c.Env, "BUILDKIT_HOST=unix://"+agent.RunDir+"/"+builds.Socket)
+	}
 	// For the image's entrypoint; scripts export them themselves.
 	c.Env = append(c.Env, environment(b.call.Variables())...)
 	for _, m := range b.admission.Caches.Mounts {

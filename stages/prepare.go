@@ -225,6 +225,11 @@ func (b *berth) start(ctx context.Context, st *state) error {
 			}
 		}
 	}
+	if builds := b.admission.Builds; builds.Dir != "" {
+		if err := os.Lchown(filepath.Join(builds.Dir, builds.Socket), st.User.UID, st.User.GID); err != nil {
+			return fmt.Errorf("give the build socket to the job's user: %w", err)
+		}
+	}
 	return os.Chown(b.admission.Dirs.Builds, st.User.UID, st.User.GID)
 }
 

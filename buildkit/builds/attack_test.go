@@ -410,9 +410,7 @@ func TestRefused(t *testing.T) {
 // A RUN step has the job's network and nameserver, and is below the job's cgroup, whatever the build asks for.
 func TestSurroundings(t *testing.T) {
 	f := newFixture(t)
-	cgroup := "/berth-test-" + filepath.Base(f.Config.Root) + identity.NewID()[:6]
-	f.Cleanup(func() { removeCgroup(f, cgroup) })
-	j := f.job("job", "p1", func(j *builds.Job) { j.Cgroup = cgroup })
+	j := f.job("job", "p1")
 	root, err := os.Readlink("/proc/self/ns/net")
 	f.must(err)
 	log, err := j.build(request{
@@ -420,7 +418,7 @@ func TestSurroundings(t *testing.T) {
 		attrs:      map[string]string{"cgroup-parent": "/elsewhere"},
 	})
 	f.must(err)
-	if strings.Contains(log, "/elsewhere") || !strings.Contains(log, cgroup+"/") {
+	if strings.Contains(log, "/elsewhere") || !strings.Contains(log, f.cgroup+"/") {
 		t.Errorf("cgroups %q", log)
 	}
 	if !strings.Contains(log, "net:[") || strings.Contains(log, root) {

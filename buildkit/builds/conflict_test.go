@@ -82,6 +82,32 @@ func TestOneMode(t *testing.T) {
 	one()
 }
 
+// A job may take a cache while a build that wants it is on the way there.
+func TestOneModeLate(t *testing.T) {
+	f := newFixture(t)
+	j := f.job("job", "p1")
+	ended := make(chan error, 1)
+	go func() {
+		_, err := j.build(request{dockerfile: "FROM " + f.busybox() + `
+RUN --mount=type=cache,id=y,target=/y touch /y/ready; while [ -e /y/ready ]; do sleep 0.1; done
+RUN --mount=type=cache,id=x,target=/x touch /x/f
+`})
+		ended <- err
+	}()
+	var dir string
+	f.waitFor("the first step", func() bool {
+		dir = f.cacheDir(cachemount.Key("p1", "y"), "ready")
+		return dir != ""
+	})
+	m, err := f.Mounts().Acquire(t.Context(), cachemount.Request{Key: cachemount.Key("p1", "x"), Job: "holder", Sharing: spec.Locked})
+	f.must(err)
+	f.must(os.Remove(filepath.Join(dir, "ready")))
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "is locked to holder") {
+		t.Errorf("error %v", err)
+	}
+	f.must(m.Release(t.Context()))
+}
+
 // cacheDir is the directory of a cache that has a file.
 func (f *fixture) cacheDir(key, file string) string {
 	f.Helper()

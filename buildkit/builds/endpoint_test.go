@@ -19,7 +19,7 @@ func TestManyJobs(t *testing.T) {
 	before := runtime.NumGoroutine()
 	const jobs = 30
 	for n := range jobs {
-		e, err := f.service.Serve(nil, builds.Job{Key: fmt.Sprint(n), Namespace: fmt.Sprintf("p%d", n%3)})
+		e, err := f.service.Serve(nil, builds.Job{Key: fmt.Sprint(n), Namespace: fmt.Sprintf("p%d", n%3), Cgroup: f.cgroup})
 		f.must(err)
 		f.must(e.Close(t.Context()))
 		f.must(e.Close(t.Context()))
@@ -39,14 +39,18 @@ func TestServeRefuses(t *testing.T) {
 		"colon":       {Key: "a", Namespace: "p1:x"},
 		"dots":        {Key: "a", Namespace: ".."},
 		"empty":       {Key: "a"},
+		"cgroup":      {Key: "a", Namespace: "p1"},
 		"entitlement": {Key: "a", Namespace: "p1", Entitlements: []string{"everything"}},
 	} {
+		if what != "cgroup" {
+			j.Cgroup = f.cgroup
+		}
 		if _, err := f.service.Serve(nil, j); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 	f.job("once", "p1")
-	if _, err := f.service.Serve(nil, builds.Job{Key: "once", Namespace: "p1"}); !errdefs.IsAlreadyExists(err) {
+	if _, err := f.service.Serve(nil, builds.Job{Key: "once", Namespace: "p1", Cgroup: f.cgroup}); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("twice: %v", err)
 	}
 	if err := f.service.Close(); !errdefs.IsFailedPrecondition(err) {
@@ -109,7 +113,7 @@ func BenchmarkServe(b *testing.B) {
 	n := 0
 	for b.Loop() {
 		n++
-		e, err := f.service.Serve(nil, builds.Job{Key: fmt.Sprint(n), Namespace: "p1"})
+		e, err := f.service.Serve(nil, builds.Job{Key: fmt.Sprint(n), Namespace: "p1", Cgroup: f.cgroup})
 		f.must(err)
 		f.must(e.Close(context.WithoutCancel(b.Context())))
 	}

@@ -75,6 +75,13 @@ func (c checked) Resolve(ctx context.Context, id int, attrs map[string]string) (
 	if err := unsafe(attrs); err != nil {
 		return nil, err
 	}
+	// What lands on the node is there to be run.
+	if _, said := attrs[string(exptypes.OptKeyUnpack)]; !said && attrs[string(exptypes.OptKeyStore)] != "false" {
+		if attrs = maps.Clone(attrs); attrs == nil {
+			attrs = map[string]string{}
+		}
+		attrs[string(exptypes.OptKeyUnpack)] = "true"
+	}
 	return c.Exporter.Resolve(ctx, id, attrs)
 }
 

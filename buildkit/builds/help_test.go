@@ -44,12 +44,12 @@ func (j *job) solveCacheTo(r request, to client.CacheOptionsEntry) (string, erro
 	})
 }
 
-func removeCgroup(f *fixture, path string) {
+func (f *fixture) removeCgroup() {
 	tree, err := cgroup.Host()
-	f.check(err)
+	f.must(err)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(f.Context()), 10*time.Second)
 	defer cancel()
-	f.check(tree.Remove(ctx, path))
+	f.check(tree.Remove(ctx, f.cgroup))
 }
 
 // sleep is a step that does not end.

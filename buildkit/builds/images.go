@@ -18,6 +18,7 @@ type imageStore struct {
 	images.Store
 	job    Job
 	naming *sync.Mutex
+	known  known
 }
 
 func (s *imageStore) name(name string) (string, error) {
@@ -34,6 +35,14 @@ func (s *imageStore) name(name string) (string, error) {
 // Get finds images that the job's namespace made. That an image is on the node does not mean that the job may read it:
 // another may have pulled it by a password.
 func (s *imageStore) Get(ctx context.Context, name string) (images.Image, error) {
+	img, err := s.find(ctx, name)
+	if err != nil {
+		return images.Image{}, err
+	}
+	return img, s.known.markImage(ctx, img)
+}
+
+func (s *imageStore) find(ctx context.Context, name string) (images.Image, error) {
 	if s.job.Find != nil {
 		return s.job.Find(ctx, name)
 	}

@@ -2,6 +2,10 @@ package builds_test
 
 import (
 	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -137,7 +141,11 @@ func (l login) Credentials(_ context.Context, r *auth.CredentialsRequest) (*auth
 
 // What one pulled by a password is not there for who has none, by name, by digest, nor by what it was built into.
 func TestPrivateImage(t *testing.T) {
-	f := newFixture(t)
+	own, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newFixture(t, own.Addr().String())
 	victim, evil := f.job("victim", trusted), f.job("evil", untrusted)
 	image := f.registry.Private(testimages.Busybox)
 	password := []session.Attachable{login{host: f.registry.PrivateAddress}}
@@ -160,6 +168,37 @@ func TestPrivateImage(t *testing.T) {
 			}
 		}
 	}
+	t.Run("registry of his own", func(t *testing.T) {
+		// It has no more than the digest of the manifest.
+		asked := 0
+		s := &httptest.Server{Listener: own, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			asked++
+			w.Header().Set("Content-Type", string(desc.MediaType))
+			w.Header().Set("Docker-Content-Digest", desc.Digest.String())
+			w.Header().Set("Content-Length", fmt.Sprint(desc.Size))
+			if r.Method == http.MethodGet {
+				_, _ = w.Write(make([]byte, desc.Size))
+			}
+		})}}
+		s.Start()
+		defer s.Close()
+		for _, ref := range []string{":1", "@" + desc.Digest.String()} {
+			log, err := evil.build(request{dockerfile: "FROM " + own.Addr().String() + "/a/b" + ref + "\nRUN echo ran"})
+			if err == nil || strings.Contains(log, "ran") {
+				t.Errorf("%s: %q", ref, log)
+			}
+		}
+		if asked == 0 {
+			t.Error("the registry was not asked")
+		}
+	})
+	t.Run("again", func(t *testing.T) {
+		// Who fetches it by a password of his own gets it, though it is there.
+		log, err := evil.build(request{dockerfile: r.dockerfile, attach: password})
+		if err != nil || !strings.Contains(log, "ran") {
+			t.Errorf("%q, %v", log, err)
+		}
+	})
 	t.Run("tokens", func(t *testing.T) {
 		// BuildKit finds a registry's token by the client's word for its session.
 		own := f.job("own", trusted)

@@ -6,8 +6,10 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"path"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
@@ -26,7 +28,7 @@ type Job struct {
 	// of letters, digits and ._- with no other use.
 	Namespace string
 
-	Cgroup  string  // RUN steps are below it; empty for containerd's default
+	Cgroup  string  // RUN steps are below it, so that the job's limits hold for them
 	Network Network // of RUN steps and of ADD from the web; nil for none
 
 	// Entitlements are those of BuildKit that a build may ask for (--allow): security.insecure is root of the node.
@@ -66,6 +68,9 @@ func (j Job) validate() error {
 	}
 	if !word.MatchString(j.Namespace) {
 		return fmt.Errorf("serve builds of %s: namespace %q is not a word: %w", j.Key, j.Namespace, errdefs.ErrInvalidArgument)
+	}
+	if !strings.HasPrefix(j.Cgroup, "/") || path.Clean(j.Cgroup) != j.Cgroup || j.Cgroup == "/" {
+		return fmt.Errorf("serve builds of %s: cgroup %q is no path below the root: %w", j.Key, j.Cgroup, errdefs.ErrInvalidArgument)
 	}
 	for _, e := range j.Entitlements {
 		if !slices.Contains(entitled, e) {

@@ -24,6 +24,7 @@ func child(text string) error {
 	var c struct {
 		Engine   buildkit.Config
 		Registry string
+		Cgroup   string
 	}
 	if err := json.Unmarshal([]byte(text), &c); err != nil {
 		return err
@@ -34,7 +35,11 @@ func child(text string) error {
 	if err != nil {
 		return err
 	}
-	s, err := builds.New(ctx, e, builds.Config{Registries: map[string]builds.Registry{c.Registry: {PlainHTTP: true}}})
+	hosts := filepath.Join(c.Engine.Root, "certs.d")
+	if err := nameRegistries(hosts, c.Registry); err != nil {
+		return err
+	}
+	s, err := builds.New(ctx, e, builds.Config{HostsDir: hosts})
 	if err != nil {
 		return err
 	}
@@ -45,7 +50,7 @@ func child(text string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.Serve(l, builds.Job{Key: "killed", Namespace: "p1"}); err != nil {
+	if _, err := s.Serve(l, builds.Job{Key: "killed", Namespace: "p1", Cgroup: c.Cgroup}); err != nil {
 		return err
 	}
 	fmt.Println("serving")
@@ -60,7 +65,7 @@ func TestKilled(t *testing.T) {
 	f.service = nil
 	f.must(f.Close())
 	f.Engine.Engine = nil
-	config, err := json.Marshal(map[string]any{"Engine": f.Config, "Registry": f.registry.Address})
+	config, err := json.Marshal(map[string]any{"Engine": f.Config, "Registry": f.registry.Address, "Cgroup": f.cgroup})
 	f.must(err)
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"="+string(config))

@@ -16,6 +16,7 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/session"
 	"github.com/tonistiigi/fsutil"
 	"github.com/vishvananda/netlink"
@@ -46,6 +47,7 @@ type fixture struct {
 	*enginetest.Engine
 	service  *builds.Service
 	registry *images.Registry
+	cgroup   string // of all jobs
 	count    atomic.Int32
 }
 
@@ -53,7 +55,8 @@ type fixture struct {
 func newFixture(tb testing.TB, registries ...string) *fixture {
 	tb.Helper()
 	tb.Setenv("TMPDIR", os.TempDir()) // the service sets its own
-	f := &fixture{TB: tb, Engine: enginetest.New(tb)}
+	f := &fixture{TB: tb, Engine: enginetest.New(tb), cgroup: "/berth-test-" + identity.NewID()[:8]}
+	tb.Cleanup(f.removeCgroup)
 	registry, err := images.Serve(tb.Context())
 	f.must(err)
 	tb.Cleanup(func() { f.check(registry.Close()) })
@@ -69,13 +72,25 @@ func newFixture(tb testing.TB, registries ...string) *fixture {
 
 func (f *fixture) serve(registries ...string) {
 	f.Helper()
-	config := builds.Config{Registries: map[string]builds.Registry{}}
-	for _, r := range append(registries, f.registry.Address, f.registry.PrivateAddress) {
-		config.Registries[r] = builds.Registry{PlainHTTP: true}
-	}
+	dir := f.TempDir()
+	f.must(nameRegistries(dir, append(registries, f.registry.Address, f.registry.PrivateAddress)...))
 	var err error
-	f.service, err = builds.New(f.Context(), f.Engine.Engine, config)
+	f.service, err = builds.New(f.Context(), f.Engine.Engine, builds.Config{HostsDir: dir})
 	f.must(err)
+}
+
+// nameRegistries is what an operator does who has registries on the node.
+func nameRegistries(dir string, registries ...string) error {
+	for _, r := range registries {
+		of := filepath.Join(dir, r)
+		if err := os.MkdirAll(of, 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(of, "hosts.toml"), []byte(fmt.Sprintf("server = %q\n", "http://"+r)), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 type jobSpec = builds.Job
@@ -111,7 +126,7 @@ func (f *fixture) job(key, ns string, options ...func(*builds.Job)) *job {
 	f.Helper()
 	n := f.count.Add(1)
 	j := &job{fixture: f, key: key, network: f.newNetwork(fmt.Sprintf("net-%d", n))}
-	spec := builds.Job{Key: key, Namespace: ns, Network: j.network}
+	spec := builds.Job{Key: key, Namespace: ns, Cgroup: f.cgroup, Network: j.network}
 	for _, o := range options {
 		o(&spec)
 	}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -83,17 +84,19 @@ func TestReach(t *testing.T) {
 		}
 	}
 	t.Run("session", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
 		for _, id := range []string{s.ID(), "", "a", "x:" + s.ID(), "a/b/c/d/e", strings.Repeat("x", 200)} {
 			md := metadata.Pairs("x-docker-expose-session-uuid", id)
-			stream, err := control.Session(metadata.NewOutgoingContext(t.Context(), md))
+			stream, err := control.Session(metadata.NewOutgoingContext(ctx, md))
 			if err == nil {
 				_, err = stream.Recv()
 			}
 			refused("session "+id, err)
 		}
-		_, err := control.Solve(t.Context(), &controlapi.SolveRequest{Ref: identity.NewID(), Session: s.ID(), Definition: f.sleep()})
+		_, err := control.Solve(ctx, &controlapi.SolveRequest{Ref: identity.NewID(), Session: s.ID(), Definition: f.sleep()})
 		refused("build with the session of another", err)
-		_, err = control.Solve(t.Context(), &controlapi.SolveRequest{Ref: identity.NewID(), SourcePolicySession: s.ID(), Definition: f.sleep()})
+		_, err = control.Solve(ctx, &controlapi.SolveRequest{Ref: identity.NewID(), SourcePolicySession: s.ID(), Definition: f.sleep()})
 		refused("policy by the session of another", err)
 	})
 	t.Run("status", func(t *testing.T) {

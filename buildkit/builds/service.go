@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -20,11 +21,11 @@ import (
 
 // Config is what builds of all jobs have.
 type Config struct {
-	// Registries that images may be pulled from and pushed to though they are on the node or on a link of it, or speak
-	// plain HTTP; by host and port.
-	Registries map[string]Registry
-	// Deny are further networks that registries may not be in.
-	Deny []Prefix
+	// HostsDir holds containerd's hosts.toml files, a directory for each registry. Those named there may be on the node,
+	// or on a link of it.
+	HostsDir string
+	// Deny are networks that registries may not be in: those of jobs, which berthd reaches.
+	Deny []netip.Prefix
 }
 
 // Service serves builds on an engine.

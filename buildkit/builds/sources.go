@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
@@ -22,7 +21,6 @@ import (
 	"github.com/moby/buildkit/source/local"
 	srctypes "github.com/moby/buildkit/source/types"
 	"github.com/moby/buildkit/worker/base"
-	digest "github.com/opencontainers/go-digest"
 )
 
 // addSources gives a job's worker what its builds read.
@@ -31,9 +29,10 @@ func (s *Service) addSources(w *base.Worker, own *imageStore, t *transport, name
 		return fmt.Errorf("make source manager: %w", err)
 	}
 	cm := scope{w.CacheMgr, namespace}
+	seen := own.known
 	// The layers of images are the node's, by their digests.
 	opt := containerimage.SourceOpt{
-		Snapshotter: w.Snapshotter, ContentStore: asked{w.ContentStore()}, Applier: w.Applier, ImageStore: own,
+		Snapshotter: w.Snapshotter, ContentStore: seen, Applier: w.Applier, ImageStore: own,
 		CacheAccessor: w.CacheMgr, RegistryHosts: s.hosts, LeaseManager: w.LeaseManager(),
 	}
 	if w.ImageSource, err = containerimage.NewSource(opt); err != nil {
@@ -44,7 +43,7 @@ func (s *Service) addSources(w *base.Worker, own *imageStore, t *transport, name
 		return fmt.Errorf("make OCI layout source: %w", err)
 	}
 	blobs, err := containerblob.NewSource(containerblob.SourceOpt{
-		ContentStore: asked{w.ContentStore()}, CacheAccessor: cm, RegistryHosts: s.hosts,
+		ContentStore: seen, CacheAccessor: cm, RegistryHosts: s.hosts,
 	})
 	if err != nil {
 		return fmt.Errorf("make blob source: %w", err)
@@ -73,20 +72,6 @@ func (noGit) Identifier(string, string, map[string]string, *pb.Platform) (source
 
 func (noGit) Resolve(context.Context, source.Identifier, *session.Manager, solver.Vertex) (source.SourceInstance, error) {
 	return nil, errdefs.ErrPermissionDenied
-}
-
-// asked is the node's content without where it came from. BuildKit takes a manifest that it has for pulled already, by
-// whomever, if it came from where the build names it; like this the registry is asked whether this one may.
-type asked struct{ content.Store }
-
-func (a asked) Info(ctx context.Context, d digest.Digest) (content.Info, error) {
-	info, err := a.Store.Info(ctx, d)
-	for k := range info.Labels {
-		if strings.HasPrefix(k, "containerd.io/distribution.source.") {
-			delete(info.Labels, k)
-		}
-	}
-	return info, err
 }
 
 // transport fetches what a build ADDs from the web, and the contexts that came with requests.

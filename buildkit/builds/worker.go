@@ -33,7 +33,9 @@ type jobWorker struct {
 
 func (s *Service) newWorker(j Job, r *runner, t *transport) (*jobWorker, error) {
 	engine := s.engine.Unguarded()
-	own := &imageStore{Store: engine.ImageStore, job: j, naming: &s.naming}
+	own := &imageStore{
+		Store: engine.ImageStore, job: j, naming: &s.naming, known: newKnown(engine.ContentStore(), j.Namespace),
+	}
 	w := &base.Worker{WorkerOpt: engine.WorkerOpt, CacheMgr: engine.CacheMgr}
 	w.WorkerOpt.Executor = r
 	w.NetworkProviders = nil

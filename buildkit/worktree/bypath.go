@@ -285,7 +285,7 @@ func (p *Plan) count(e *layer.Entry, movable bool) {
 	}
 	if e.Layer == 0 && e.Stat.Nlink > 1 {
 		key := inode{e.Stat.Dev, e.Stat.Ino}
-		n := names{p.links[key].seen, uint64(e.Stat.Nlink)}
+		n := names{p.links[key].seen, uint64(e.Stat.Nlink)} //nolint:unconvert // not everywhere is it one
 		if movable {
 			n.seen++
 		}

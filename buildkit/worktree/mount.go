@@ -95,7 +95,7 @@ func (r *Root) awaitUnused(ctx context.Context, o layer.Overlay) error {
 }
 
 // escapes is how the kernel shows options.
-var escapes = strings.NewReplacer(`\`, `\134`, ",", `\054`, "=", `\075`, " ", `\040`, "\t", `\011`, "\n", `\012`)
+var escapes = strings.NewReplacer(`\`, `\134`, ",", `\054`, " ", `\040`, "\t", `\011`, "\n", `\012`)
 
 // overlay finds the overlay below the root, wherever it is; nil if it is not.
 func (r *Root) overlay(o layer.Overlay) (*mountinfo.Info, error) {

@@ -47,7 +47,7 @@ func TestCachesRandom(t *testing.T) {
 	if *rounds < 60 {
 		return
 	}
-	for _, v := range []Verdict{Empty, Unchanged, UponBase, Fresh} {
+	for _, v := range []Verdict{Empty, Unchanged, UponBase, Fresh, "mounted in layers"} {
 		if verdicts[v] == 0 {
 			t.Errorf("no cache was %s", v)
 		}
@@ -70,6 +70,7 @@ type cached struct {
 	layers  []string
 	archive string // what a zip would hold
 	any     bool
+	paths   []string // that were ever selected
 	selects func(files map[string]string, tracked map[string]string) Selection
 }
 
@@ -127,13 +128,14 @@ func (h *history) job() {
 			continue
 		}
 		bases[i] = c.layers
-		// Any selection may have made the layers.
-		if over, err := Overlaps(lower, Selection{Paths: []string{"**"}}); err != nil {
+		if over, err := Overlaps(lower, Selection{Dir: "/builds/group/project", Paths: c.paths}); err != nil {
 			h.Fatal(err)
 		} else if over && len(c.layers) > 1 {
 			flat := h.fresh("flat")
 			h.must(layer.Flatten(h.Context(), flat, c.layers))
 			bases[i] = []string{flat}
+		} else if len(c.layers) > 1 {
+			h.verdicts["mounted in layers"]++
 		}
 		lower = slices.Concat(bases[i], lower)
 	}
@@ -297,6 +299,7 @@ func (h *history) save(o layer.Overlay, c *cached, base []string, s Selection, p
 	}
 	switch p.Verdict {
 	case UponBase:
+		c.paths = append(c.paths, s.Paths...)
 		c.layers = slices.Concat([]string{dst}, c.layers)
 	case Fresh:
 		c.layers = []string{dst}

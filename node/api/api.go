@@ -59,6 +59,13 @@ type Admission struct {
 	// GPUs is nil on a node that has none.
 	GPUs   *GPUs  `json:"gpus,omitempty"`
 	Caches Caches `json:"caches,omitzero"`
+	Builds Builds `json:"builds,omitzero"`
+}
+
+// Builds says where the job finds its BuildKit; nowhere if Dir is empty.
+type Builds struct {
+	Dir    string `json:"dir"`
+	Socket string `json:"socket"` // in it
 }
 
 // Containerd says where the job's containers live.

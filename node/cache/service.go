@@ -151,13 +151,11 @@ type Survivor struct {
 	Ended bool
 }
 
-// Retake takes back what jobs that live on have. It comes before anything is served.
+// Retake takes back what jobs have, until they are released: processes of those that have ended may still run. It
+// comes before anything is served.
 func (s *Service) Retake(ctx context.Context, survivors []Survivor) error {
 	var held buildkit.Held
 	for _, v := range survivors {
-		if v.Ended {
-			continue
-		}
 		of := v.Record.Held()
 		held.Mounts = append(held.Mounts, of.Mounts...)
 		held.Clones = append(held.Clones, of.Clones...)

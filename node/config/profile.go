@@ -79,6 +79,7 @@ func (d *document) checkProfile(key, name string, p executor.Profile) {
 	d.checkGPUs(key+".gpu", p.GPU)
 	d.check(at("cache.publish"), p.Cache.Publish, oneOf(executor.PublishPolicies...))
 	d.each(at("cache.mounts"), p.Cache.Mounts, cacheMount)
+	d.each(at("builds.entitlements"), p.Builds.Entitlements, oneOf(executor.BuildEntitlements...))
 
 	if p.Image != "" && len(d.problems) == before {
 		if _, err := p.Grant(name, executor.Request{}); err != nil {

@@ -55,8 +55,9 @@ func (n *Node) containers(ctx context.Context) (left []string, err error) {
 		}
 	}
 	err = client.SnapshotService(n.Config.Runtime.Snapshotter).Walk(ctx, func(_ context.Context, s snapshots.Info) error {
-		shared := slices.ContainsFunc(kept, func(c api.Cache) bool { return c.Kind == api.CacheMounts && c.ID == s.Name })
-		if s.Kind != snapshots.KindCommitted && !shared {
+		// Cache mounts and what clients have sent as context of builds; the engine looks at layers by views.
+		isKept := slices.ContainsFunc(kept, func(c api.Cache) bool { return c.ID == s.Name })
+		if s.Kind == snapshots.KindActive && !isKept {
 			left = append(left, "snapshot "+s.Name)
 		}
 		return nil
