@@ -81,8 +81,8 @@ func DefaultProfile() Profile {
 		SHMSize:             64 << 20,
 		WaitForServices:     Duration(30 * time.Second),
 		Egress:              Egress{Default: "allow"},
-		Builds:              BuildPolicy{Enabled: true},
 		GPU:                 GPUs{Models: []string{"*"}, Wait: Duration(time.Hour)},
+		Builds:              BuildPolicy{Enabled: true},
 		Cache:               CachePolicy{Publish: PublishProtected, Wait: Duration(10 * time.Minute), Native: true, Workspace: true},
 	}
 }

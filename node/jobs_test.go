@@ -221,7 +221,8 @@ func newBenchWith(t testing.TB, root string, profiles map[string]executor.Profil
 		require.NoError(t, err)
 		b.Jobs = newJobs(life, Settings{Profiles: profiles, Cgroup: "/berth", Boot: "this"}, logrus.NewEntry(log), Parts{
 			Journal: j, Dirs: dirs, Cgroups: fakeCgroups{b.fakes}, Containers: fakeContainers{b.fakes},
-			Networks: fakeNetworks{b.fakes}, Names: fakeNames{b.fakes}, Caches: fakeCaches{b.fakes}, Builds: fakeBuilds{b.fakes}, GPUs: b.keeper,
+			Networks: fakeNetworks{b.fakes}, Names: fakeNames{b.fakes}, Caches: fakeCaches{b.fakes}, Builds: fakeBuilds{b.fakes},
+			GPUs: b.keeper,
 		})
 		records, err := b.Journal.Records()
 		require.NoError(t, err)
