@@ -102,7 +102,7 @@ func (j *Jobs) CacheStep(ctx context.Context, key, name string, step api.CacheSt
 // others had.
 func retakeCaches(ctx context.Context, s *cache.Service, j *Jobs, alive, dead []journal.Record) error {
 	var survivors []cache.Survivor
-	add := func(r journal.Record, ended bool) {
+	add := func(r *journal.Record, ended bool) {
 		if r.Caches == nil {
 			return
 		}
@@ -113,18 +113,19 @@ func retakeCaches(ctx context.Context, s *cache.Service, j *Jobs, alive, dead []
 				j.mu.Lock()
 				e := j.jobs[key]
 				j.mu.Unlock()
-				if e == nil {
-					return fmt.Errorf("job %s is not on this node: %w", key, errdefs.ErrNotFound)
+				if e == nil { // it is about to be taken over
+					r.Caches = &c
+					return j.Journal.Put(*r)
 				}
 				return j.saveCaches(e)(c)
 			},
 		})
 	}
-	for _, r := range alive {
-		add(r, false)
+	for i := range alive {
+		add(&alive[i], false)
 	}
-	for _, r := range dead {
-		add(r, true)
+	for i := range dead {
+		add(&dead[i], true)
 	}
 	return s.Retake(ctx, survivors)
 }

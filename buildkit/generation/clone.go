@@ -113,8 +113,12 @@ func drop(ctx context.Context, ref cache.Ref) error {
 	return ref.Release(ctx)
 }
 
+// described begins what our records say of themselves. BuildKit hands it on to the layer that a clone becomes, before
+// that can be marked as ours otherwise.
+const described = "berth: cache "
+
 func describe(key, job string) string {
-	return fmt.Sprintf("cache %q of %s", key, job)
+	return fmt.Sprintf("%s%q of %s", described, key, job)
 }
 
 // lost takes a generation that BuildKit no longer has out of the index.

@@ -40,3 +40,13 @@ func (s *Store) Flatten(ctx context.Context, key string) (err error) {
 	}
 	return drop(ctx, flat)
 }
+
+// CommitAlone does what Publish does until there is a layer, and no more, as one that is killed.
+func (c *Clone) CommitAlone(ctx context.Context, finalize bool) (err error) {
+	if finalize {
+		_, err = commit(ctx, c.ref)
+	} else {
+		_, err = c.ref.Commit(ctx)
+	}
+	return err
+}

@@ -359,6 +359,25 @@ func TestRetake(t *testing.T) {
 }
 
 // Data that was not on disk when the host went down is not served.
+// What a clone was about to become is nobody's after a crash, and goes.
+func TestUnmarkedLayers(t *testing.T) {
+	for name, finalize := range map[string]bool{"committed": false, "finalized": true} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			c := f.clone("k", "job")
+			f.write(c, "a", "1")
+			f.must(c.Unmount())
+			f.must(c.CommitAlone(t.Context(), finalize))
+			f.Restart(buildkit.Held{})
+			left, err := f.Unguarded().CacheManager().DiskUsage(t.Context(), client.DiskUsageInfo{})
+			f.must(err)
+			if len(left) > 0 {
+				t.Errorf("%d records are left, the first is %+v", len(left), left[0])
+			}
+		})
+	}
+}
+
 // A clone whose layer went before the crash that left its record is lost, and no reason not to start.
 func TestRetakeWithoutLayer(t *testing.T) {
 	f := newFixture(t)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/cache"
@@ -89,7 +90,29 @@ func (s *Store) discardAll(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("discard clone: %w", err))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.discardUnmarked(ctx))...)
+}
+
+// discardUnmarked drops the layers that clones were about to become when berthd was killed.
+func (s *Store) discardUnmarked(ctx context.Context) error {
+	filter := fmt.Sprintf("type!=%s,type!=%s,type!=%s", TypeClone, TypeGeneration, client.UsageRecordTypeCacheMount)
+	usage, err := s.Cache.DiskUsage(ctx, client.DiskUsageInfo{Filter: []string{filter}})
+	if err != nil {
+		return fmt.Errorf("find layers of clones: %w", err)
+	}
+	var garbage []string
+	for _, u := range usage {
+		if strings.HasPrefix(u.Description, described) {
+			garbage = append(garbage, "id=="+u.ID)
+		}
+	}
+	if len(garbage) == 0 {
+		return nil
+	}
+	if err := s.Cache.Prune(ctx, nil, client.PruneInfo{All: true, Filter: garbage}); err != nil {
+		return fmt.Errorf("discard layers of clones: %w", err)
+	}
+	return nil
 }
 
 // Collect deletes the layers that no generation and no clone needs any more.

@@ -89,7 +89,10 @@ func (o Overlay) mountNew(dir int, lower []string) error {
 			return err
 		}
 	}
-	if err := unix.FsconfigCreate(ctx); err != nil {
+	if err := unix.FsconfigCreate(ctx); errors.Is(err, unix.EINVAL) {
+		// Kernels whose overlayfs has no contexts of its own look at the options only now.
+		return fmt.Errorf("create overlay: %w%s: %w", err, says(ctx), errdefs.ErrNotImplemented)
+	} else if err != nil {
 		return fmt.Errorf("create overlay: %w%s", err, says(ctx))
 	}
 	mnt, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, 0)
