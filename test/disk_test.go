@@ -12,6 +12,7 @@ import (
 
 	"gitlab.com/berth-ci/berth/node/config"
 	"gitlab.com/berth-ci/berth/test/gitlab"
+	"gitlab.com/berth-ci/berth/test/images"
 	"gitlab.com/berth-ci/berth/test/testnode"
 )
 
@@ -38,6 +39,35 @@ func TestFullDisk(t *testing.T) {
 	require.NoError(t, n.AwaitClean(t.Context()))
 	j = s.enqueue(t, "default", gitlab.JobSpec{Project: project, Script: []string{"echo room again"}})
 	require.Equal(t, gitlab.Success, end(t, j))
+}
+
+// TestCachesOnFullDisk goes on without caches where there is no room for them.
+func TestCachesOnFullDisk(t *testing.T) {
+	needNode(t)
+	dir := smallDisk(t)
+	n, err := testnode.Start(t.Context(), testnode.Config{Programs: programs, Images: registry, Dir: filepath.Join(dir, "node")})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, n.Stop(context.WithoutCancel(t.Context()))) })
+	s, err := newServer(n)
+	require.NoError(t, err)
+	t.Cleanup(s.stop)
+	made, err := s.AddProject("group/project", files)
+	require.NoError(t, err)
+	p := project{T: t, Project: made, s: s, profile: "default"}
+	spec := gitlab.JobSpec{
+		Image: image(images.Git), Cache: list("deps"), Variables: variables("BERTH_CACHE_1", "id=m,target=/m"),
+		Script: []string{"mkdir -p deps; cat deps/f /m/f 2>/dev/null || echo cold; echo warm | tee deps/f /m/f"},
+	}
+	p.run(spec, "\ncold\n")
+	p.run(spec, "\nwarm\nwarm\n")
+
+	// A job fills it, and has it full when its caches are to be saved.
+	full := spec
+	full.Script = []string{"dd if=/dev/zero of=/m/big bs=1M 2>/dev/null || true", "dd if=/dev/zero of=deps/big bs=1k 2>/dev/null || true"}
+	full.AfterScript = []string{"cat README"}
+	p.run(full, "\nread me\n", "WARNING: cache deps-protected: not saved: the disk of the runner host is full")
+	p.run(spec, "\nwarm\nwarm\n")
+	require.NoError(t, n.AwaitClean(t.Context()))
 }
 
 // smallDisk mounts a file system of 400 MB.

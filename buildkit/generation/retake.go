@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/client"
+	"github.com/sirupsen/logrus"
 
 	"gitlab.com/berth-ci/berth/buildkit/layer"
 )
@@ -38,7 +39,7 @@ func (s *Store) Retake(ctx context.Context, records []Record) (clones []*Clone, 
 		return nil, nil, err
 	}
 	if err := s.discardAll(ctx); err != nil {
-		return nil, nil, err
+		logrus.WithError(err).Warn("cannot discard clones that nobody has")
 	}
 	s.ready.Store(true)
 	return clones, lost, nil
@@ -51,6 +52,7 @@ func (s *Store) retake(ctx context.Context, r Record) (*Clone, error) {
 	}
 	o, err := s.overlay(ctx, r.ID)
 	if err != nil {
+		// Its layer is another's already if it was being published.
 		return nil, errors.Join(err, drop(ctx, ref))
 	}
 	return &Clone{store: s, ref: ref, record: r, overlay: o}, nil

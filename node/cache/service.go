@@ -162,13 +162,13 @@ func (s *Service) Retake(ctx context.Context, survivors []Survivor) error {
 	var held buildkit.Held
 	var ending []cachemount.Record
 	for _, v := range survivors {
-		if v.Ended {
-			ending = append(ending, v.Record.Held().Mounts...)
-			continue
-		}
 		of := v.Record.Held()
-		held.Mounts = append(held.Mounts, of.Mounts...)
 		held.Clones = append(held.Clones, of.Clones...)
+		if v.Ended {
+			ending = append(ending, of.Mounts...)
+		} else {
+			held.Mounts = append(held.Mounts, of.Mounts...)
+		}
 	}
 	taken, err := s.engine.Retake(ctx, held)
 	if err != nil {

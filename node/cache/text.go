@@ -51,7 +51,7 @@ func holders(list []cachemount.Holder) string {
 // explain says to a job why it has no cache, without what only operators need.
 func explain(err error) string {
 	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), strings.Contains(err.Error(), unix.ENOSPC.Error()): // containerd's are text
 		return "the disk of the runner host is full"
 	case errdefs.IsUnavailable(err):
 		return "it did not become free in time"
