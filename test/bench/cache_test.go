@@ -258,17 +258,14 @@ func archive(b *testing.B, s *samples, row string, c *cached) {
 		{[]string{"zip", program, "cache-archiver", "--path", "deps", "--file"}, []string{"unzip", program, "cache-extractor", "--file"}},
 		{[]string{"tar", "tar", "-c", "deps", "-f"}, []string{"untar", "tar", "-x", "-f"}},
 	} {
-		dir, err := os.MkdirTemp(bed.dir, "archive")
-		if err != nil {
-			b.Fatal(err)
-		}
+		dir := b.TempDir()
 		file := filepath.Join(dir, "archive")
 		s.add(row, way.save[0], timed(b, j.dir(), append(way.save[1:], file)))
 		s.add(row, way.restore[0], timed(b, dir, append(way.restore[1:], file)))
 		if want, got := count(b, j.deps()), count(b, filepath.Join(dir, "deps")); got != want {
 			b.Errorf("%s: %d files of %d", way.restore[0], got, want)
 		}
-		if err := os.RemoveAll(dir); err != nil {
+		if err := os.RemoveAll(dir); err != nil { // before the next needs the room
 			b.Fatal(err)
 		}
 	}
