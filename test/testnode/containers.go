@@ -56,16 +56,10 @@ func (n *Node) containers(ctx context.Context) (left []string, err error) {
 		}
 	}
 	err = client.SnapshotService(n.Config.Runtime.Snapshotter).Walk(ctx, func(_ context.Context, s snapshots.Info) error {
-<<<<<<< HEAD
 		// Cache mounts and what clients have sent as context of builds; the engine looks at layers by views.
 		isKept := slices.ContainsFunc(kept, func(c api.Cache) bool { return c.ID == s.Name })
 		if s.Kind == snapshots.KindActive && !isKept {
-			left = append(left, "snapshot "+s.Name)
-=======
-		shared := slices.ContainsFunc(kept, func(c api.Cache) bool { return c.Kind == api.CacheMounts && c.ID == s.Name })
-		if s.Kind != snapshots.KindCommitted && !shared {
 			left = append(left, fmt.Sprintf("snapshot %s (%s upon %q, made %s)", s.Name, s.Kind, s.Parent, s.Created.Format(time.TimeOnly)))
->>>>>>> f86a014 (test: caches on a full disk)
 		}
 		return nil
 	})
