@@ -105,7 +105,11 @@ func (p *Pool) destroy(n Network) error {
 	if err != nil {
 		return err
 	}
-	links := []string{n.Uplink, p.config.link(routerLink, n.Slot), n.Bridge}
+	further, err := p.furtherLinks(n)
+	if err != nil {
+		return err
+	}
+	links := append(further, n.Uplink, p.config.link(routerLink, n.Slot), n.Bridge)
 	for nth := range endpoints {
 		links = append(links, p.endpointLink(n, nth))
 	}

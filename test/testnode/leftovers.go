@@ -224,7 +224,8 @@ func (n *Node) Processes() (map[int]string, error) {
 	all, err := n.processIDs()
 	maps.DeleteFunc(all, func(_ int, command string) bool {
 		program, _, _ := strings.Cut(command, " ")
-		return program == n.programs.Berthd || program == filepath.Join(n.Config.Runtime.Path, "containerd")
+		return program == n.programs.Berthd || program == filepath.Join(n.Config.Runtime.Path, "containerd") ||
+			program == filepath.Join(n.Config.Runtime.Path, "dockerd")
 	})
 	return all, err
 }

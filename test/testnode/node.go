@@ -29,6 +29,8 @@ type Config struct {
 	Images *images.Registry
 	// Dir is where the node has its files; a temporary directory if empty.
 	Dir string
+	// Docker gives the node a docker daemon.
+	Docker bool
 	// Change, if set, changes berthd's configuration.
 	Change func(*config.Config)
 }
