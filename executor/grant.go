@@ -84,7 +84,7 @@ func (p Profile) grantImage(profile, what string, r ImageRequest, allowed, privi
 	if err != nil {
 		return ImageGrant{}, Failf("%s %q is not an image name: %w; expected something like golang:1.26 or registry.example.com/group/app@sha256:…", what, r.Name, err)
 	}
-	if !matchImage(allowed, r.Name, named) {
+	if !MatchImage(allowed, r.Name, named) {
 		return ImageGrant{}, Failf("%s %q is not allowed by profile %q; allowed are: %s", what, r.Name, profile, strings.Join(allowed, ", "))
 	}
 	policies := r.PullPolicies
@@ -101,7 +101,7 @@ func (p Profile) grantImage(profile, what string, r ImageRequest, allowed, privi
 		PullPolicies: policies,
 		Platform:     r.Platform,
 		User:         r.User,
-		Privileged:   matchImage(privileged, r.Name, named),
+		Privileged:   MatchImage(privileged, r.Name, named),
 	}, nil
 }
 
@@ -114,9 +114,9 @@ func helperPolicies(policies []string) []string {
 	return []string{PullIfNotPresent}
 }
 
-// matchImage tells whether a pattern matches the image as written or in
+// MatchImage tells whether a pattern matches the image as written or in
 // full: "golang:*" and "docker.io/library/golang:*" both match golang:1.26.
-func matchImage(patterns []string, written string, named reference.Named) bool {
+func MatchImage(patterns []string, written string, named reference.Named) bool {
 	names := []string{written, named.String(), reference.FamiliarString(named)}
 	return slices.ContainsFunc(patterns, func(pattern string) bool {
 		return slices.ContainsFunc(names, func(name string) bool {

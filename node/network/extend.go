@@ -118,6 +118,21 @@ func (p *Pool) furtherLinks(n Network) (names []string, err error) {
 	return names, nil
 }
 
+// bridges are all of a network's: its own, and those that Extend made.
+func (p *Pool) bridges(n Network) ([]string, error) {
+	links, err := dump(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	all := []string{n.Bridge}
+	for _, l := range links {
+		if name := l.Attrs().Name; strings.HasPrefix(name, n.Bridge+"-") {
+			all = append(all, name)
+		}
+	}
+	return all, nil
+}
+
 // bridged lets frames pass between the ports of a bridge, or no longer.
 func (p *Pool) bridged(bridge string, op func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error) error {
 	conn, err := nftables.New()
