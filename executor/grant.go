@@ -2,6 +2,7 @@ package executor
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -28,6 +29,20 @@ type ImageGrant struct {
 	Platform     string   `json:"platform,omitempty"`
 	User         string   `json:"user,omitempty"`
 	Privileged   bool     `json:"privileged,omitempty"`
+	// Docker marks a service that is a docker daemon: the node's answers in
+	// its place, and no container is started.
+	Docker bool `json:"docker,omitempty"`
+}
+
+// HasDocker tells whether a service is answered by the node's docker.
+func (g *Grant) HasDocker() bool {
+	return slices.ContainsFunc(g.Services, func(s ImageGrant) bool { return s.Docker })
+}
+
+// isDind recognises docker:dind, of whatever version and registry.
+func isDind(named reference.Named) bool {
+	tagged, ok := named.(reference.Tagged)
+	return ok && path.Base(reference.Path(named)) == "docker" && strings.Contains(tagged.Tag(), "dind")
 }
 
 // Limits hold for all containers of a job together; zero is no limit.
@@ -71,6 +86,9 @@ func (p Profile) Grant(name string, r Request) (*Grant, error) {
 			}
 		}
 		service.Aliases = ServiceNames(s.Name, s.Aliases)
+		if named, err := reference.ParseDockerRef(s.Name); err == nil && p.Docker && isDind(named) {
+			service.Docker, service.Privileged = true, false
+		}
 		g.Services = append(g.Services, service)
 	}
 	if g.Limits, err = p.grantLimits(name, r.Variables); err != nil {

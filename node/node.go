@@ -17,6 +17,7 @@ import (
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/cgroup"
 	"gitlab.com/berth-ci/berth/node/config"
+	"gitlab.com/berth-ci/berth/node/docker"
 	"gitlab.com/berth-ci/berth/node/journal"
 	"gitlab.com/berth-ci/berth/node/network"
 	"gitlab.com/berth-ci/berth/node/runtime"
@@ -51,6 +52,7 @@ type daemon struct {
 	client   *containerd.Client
 	networks *network.Pool
 	names    *resolverNames
+	docker   *docker.Docker // nil where there is none
 	jobs     *Jobs
 }
 
@@ -71,6 +73,9 @@ func Run(ctx context.Context, c *config.Config, version string, log *logrus.Entr
 		return err
 	}
 	if err := d.openNetworks(ctx); err != nil {
+		return err
+	}
+	if err := d.openDocker(ctx); err != nil {
 		return err
 	}
 	return d.serve(ctx)
@@ -152,6 +157,30 @@ func (d *daemon) openNetworks(ctx context.Context) (err error) {
 	return nil
 }
 
+// openDocker has the docker daemon started. Jobs do not depend on it.
+func (d *daemon) openDocker(ctx context.Context) (err error) {
+	if !d.config.Docker.Enabled {
+		return nil
+	}
+	d.docker, err = docker.Open(ctx, docker.Settings{
+		Config: d.config, Containerd: d.runtime.Containerd(), Client: d.client, Env: d.runtime.Env(),
+		Networks: d.networks, Names: d.names.PutContainers, Log: d.log,
+	})
+	if err != nil {
+		return fmt.Errorf("open docker: %w", err)
+	}
+	d.onClose(func(ctx context.Context) error { return d.docker.Close(ctx, d.used()) })
+	return nil
+}
+
+// used tells whether there are jobs.
+func (d *daemon) used() bool {
+	if d.jobs != nil {
+		return len(d.jobs.List()) > 0
+	}
+	return len(d.records) > 0 // all there is to go by if the start failed
+}
+
 // program is one that outlives berthd while there are jobs.
 type program interface {
 	Leave()
@@ -160,11 +189,7 @@ type program interface {
 
 func (d *daemon) endUnlessUsed(p program) func(context.Context) error {
 	return func(ctx context.Context) error {
-		used := len(d.records) > 0 // all there is to go by if the start failed
-		if d.jobs != nil {
-			used = len(d.jobs.List()) > 0
-		}
-		if used {
+		if d.used() {
 			p.Leave()
 			return nil
 		}
@@ -187,6 +212,13 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	life, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	parts := Parts{
+		Journal: d.journal, Dirs: store, Cgroups: d.cgroups, Containers: runtimeContainers{d.client},
+		Networks: d.networks, Names: d.names,
+	}
+	if d.docker != nil {
+		parts.Docker = d.docker
+	}
 	d.jobs = newJobs(life, Settings{
 		Profiles:     d.config.Profiles,
 		Containerd:   d.runtime.Containerd(),
@@ -194,10 +226,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		Registries:   d.config.Registries.HostsDir,
 		DockerConfig: d.config.Registries.DockerConfig,
 		Boot:         boot,
-	}, d.log, Parts{
-		Journal: d.journal, Dirs: store, Cgroups: d.cgroups, Containers: runtimeContainers{d.client},
-		Networks: d.networks, Names: d.names,
-	})
+	}, d.log, parts)
 	d.onClose(func(ctx context.Context) error { end(errShutdown); return d.jobs.wait(ctx) })
 	d.jobs.Replay(ctx, alive, dead)
 	if err := d.names.keep(ctx, d.jobs.List()); err != nil {

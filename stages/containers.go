@@ -25,6 +25,7 @@ func (b *berth) buildConfig() container.Config {
 	c.Agent, c.AgentProgram = true, executablePath()
 	c.Entrypoint = b.call.ExpandAll(b.payload.Image.Entrypoint)
 	c.User = b.admission.Grant.Build.User
+	c = b.withDocker(c)
 	// For the image's entrypoint; scripts export them themselves.
 	c.Env = append(c.Env, environment(b.call.Variables())...)
 	c.Security.Privileged = b.admission.Grant.Build.Privileged

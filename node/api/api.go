@@ -56,6 +56,15 @@ type Admission struct {
 	Cgroup  string  `json:"cgroup"`
 	Dirs    Dirs    `json:"dirs"`
 	Network Network `json:"network"`
+	// Docker is the job's docker; nil where it has none.
+	Docker *Docker `json:"docker,omitempty"`
+}
+
+// Docker is where a job reaches its docker.
+type Docker struct {
+	// Dir holds run/docker.sock, and certs/client where the job asked for
+	// docker:dind as a service.
+	Dir string `json:"dir"`
 }
 
 // Containerd says where the job's containers live.

@@ -125,6 +125,8 @@ func (n *Node) mounts(context.Context) (left []string, err error) {
 		switch {
 		case filepath.Dir(m.Mountpoint) == n.netnsDir(), m.Mountpoint == n.outside.netns:
 		case m.Mountpoint == n.dir, m.Mountpoint == n.Config.Root: // the caller's
+		case m.Mountpoint == filepath.Join(n.Config.Root, "docker"): // dockerd's, for as long as it runs
+		case m.Mountpoint == filepath.Join(n.Config.State, "docker", "binds"):
 		default:
 			left = append(left, "mount "+m.Mountpoint)
 		}

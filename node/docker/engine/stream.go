@@ -2,6 +2,8 @@ package engine
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -34,12 +36,13 @@ type (
 // if dockerd agrees: with 101, or with 200 where there was no upgrade asked
 // for. Answered is called with dockerd's answer; it returns the client's end of the stream, nil if
 // there is to be none.
-func (e *Engine) Hijack(r *http.Request, answered func(*http.Response) (net.Conn, *bufio.Reader, error)) error {
+func (e *Engine) Hijack(r *http.Request, answered func(*http.Response) (net.Conn, io.Reader, error)) error {
 	conn, err := e.Dial(r.Context())
 	if err != nil {
 		return fmt.Errorf("reach the docker daemon: %w: %w", err, errdefs.ErrUnavailable)
 	}
 	defer conn.Close()
+	defer context.AfterFunc(r.Context(), func() { conn.Close() })()
 	if err := r.Write(conn); err != nil {
 		return fmt.Errorf("reach the docker daemon: %w: %w", err, errdefs.ErrUnavailable)
 	}
@@ -53,7 +56,17 @@ func (e *Engine) Hijack(r *http.Request, answered func(*http.Response) (net.Conn
 		return err
 	}
 	defer client.Close()
-	return Join(client, clientReader, conn, br)
+	return Join(client, clientReader, conn, Ahead(br, conn))
+}
+
+// Ahead reads what a reader has read ahead of a connection, and then the
+// connection itself.
+func Ahead(br *bufio.Reader, conn net.Conn) io.Reader {
+	ahead, _ := br.Peek(br.Buffered()) // no more than there is
+	if len(ahead) == 0 {
+		return conn
+	}
+	return io.MultiReader(bytes.NewReader(bytes.Clone(ahead)), conn)
 }
 
 // Join passes on what each side of a stream sends, the end of it too, until

@@ -23,6 +23,8 @@ const (
 	Image = "image"
 	// Hidden is an image name that the job has removed from its view.
 	Hidden = "hidden"
+	// Call notes that the job has called at all.
+	Call = "call"
 )
 
 // Ledger is an open record.

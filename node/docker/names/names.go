@@ -111,6 +111,9 @@ func (s Scope) above() (Scope, bool) {
 // Candidates are the stored names that a job's name may stand for, the first
 // that exists counts. The last is the plain one.
 func (s Scope) Candidates(named reference.Named) []string {
+	if reference.Domain(named) == Domain {
+		return nil // not even the plain one
+	}
 	var all []string
 	if own, err := s.Own(named); err == nil {
 		all = append(all, own)

@@ -29,6 +29,10 @@ type call struct {
 	begun   bool
 }
 
+// finish lets what the call makes be made and noted even if the caller goes
+// away, or the job ends: a release waits for it.
+func (c *call) finish() { c.ctx = context.WithoutCancel(c.ctx) }
+
 // decode reads the body into one of moby's types.
 func (c *call) decode(into any) error {
 	return strict.Decode(http.MaxBytesReader(c.w, c.r.Body, maxBody), into)

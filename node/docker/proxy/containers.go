@@ -370,6 +370,7 @@ func commit(c *call) error {
 			query[key] = v
 		}
 	}
+	c.finish()
 	unnamed := c.query.Get("repo") == ""
 	if unnamed {
 		v, res, err := c.ask(http.MethodPost, "/commit", query, config)

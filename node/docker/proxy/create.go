@@ -72,6 +72,7 @@ func createContainer(c *call) error {
 	if name != "" {
 		query.Set("name", c.inner(name))
 	}
+	c.finish()
 	v, res, err := c.ask(http.MethodPost, "/containers/create", query, body)
 	if err != nil {
 		return err

@@ -559,7 +559,7 @@ func (c *call) forget(id string) (bool, error) {
 		if err := c.Ledger.Delete(c.job.Key, ledger.Image, id); err != nil {
 			return false, err
 		}
-		if err := c.removeDangling(c.ctx, id); err != nil {
+		if err := c.RemoveDangling(c.ctx, c.job.Key, id); err != nil {
 			return false, err
 		}
 	}
@@ -575,24 +575,24 @@ func (c *call) forget(id string) (bool, error) {
 	return true, nil
 }
 
-// removeDangling removes dockerd's name for an image without one, unless
-// another job has made the same.
-func (p *Proxy) removeDangling(ctx context.Context, id string) error {
-	jobs, err := p.Ledger.Jobs()
+// RemoveDangling removes dockerd's name for an image without one that a job
+// made, unless another job has made the same.
+func (n *Node) RemoveDangling(ctx context.Context, of, id string) error {
+	jobs, err := n.Ledger.Jobs()
 	if err != nil {
 		return err
 	}
 	for _, job := range jobs {
 		held := false
-		err := p.Ledger.Each(job, func(kind, other string, _ json.RawMessage) error {
-			held = held || job != p.job.Key && kind == ledger.Image && other == id
+		err := n.Ledger.Each(job, func(kind, other string, _ json.RawMessage) error {
+			held = held || job != of && kind == ledger.Image && other == id
 			return nil
 		})
 		if held || err != nil {
 			return err
 		}
 	}
-	if err := p.Client.ImageService().Delete(ctx, dangling+id); err != nil && !errdefs.IsNotFound(err) {
+	if err := n.Client.ImageService().Delete(ctx, dangling+id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove image %s: %w", id, err)
 	}
 	return nil

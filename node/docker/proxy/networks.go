@@ -34,6 +34,9 @@ func (p *Proxy) ownNetwork(ctx context.Context) (id string, err error) {
 	if !errdefs.IsNotFound(err) {
 		return "", err
 	}
+	if err := p.touch(http.MethodPost); err != nil {
+		return "", err
+	}
 	n := p.job.Network
 	half := netip.PrefixFrom(upper(n.Subnet), n.Subnet.Bits()+1)
 	spec := p.spec(p.job.Key, n.Bridge)
@@ -213,6 +216,7 @@ func createNetwork(c *call) (err error) {
 			}
 		}
 	}
+	c.finish()
 	link, err := c.Networks.Extend(c.ctx, c.job.Network, nth, router)
 	if err != nil {
 		undo()

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"sync"
@@ -277,6 +278,9 @@ func (p *Proxy) publish(ctx context.Context) error {
 	return p.announceLocked(ctx)
 }
 
+// hostName is one that can be asked for.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?){0,3}$`)
+
 // announce makes the names of the containers that run known to the job.
 func (p *Proxy) announce(ctx context.Context) {
 	p.ports.publishing.Lock()
@@ -291,9 +295,11 @@ func (p *Proxy) announceLocked(ctx context.Context) error {
 	known := map[string][]netip.Addr{}
 	for id, addrs := range p.ports.addrs {
 		for name, addr := range addrs {
-			known[name] = append(known[name], addr)
+			if hostName.MatchString(name) {
+				known[name] = append(known[name], addr)
+			}
 		}
-		if r, ok := p.owns(id); ok && r.Name != "" && len(known[r.Name]) == 0 {
+		if r, ok := p.owns(id); ok && hostName.MatchString(r.Name) && len(known[r.Name]) == 0 {
 			for _, addr := range addrs {
 				known[r.Name] = []netip.Addr{addr}
 				break

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
@@ -83,6 +84,7 @@ type Proxy struct {
 
 	objects objects
 	ports   ports
+	touched atomic.Bool
 	// network is the id of the docker network that stands for the job's.
 	networkOnce sync.Mutex
 	network     string
@@ -124,11 +126,27 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				c.query[name] = values
 			}
 		}
+		if err := p.touch(r.Method); err != nil {
+			return err
+		}
 		return op.serve(c)
 	})
 	if err != nil {
 		c.fail(err)
 	}
+}
+
+// touch notes before the first call that may make something that the job has
+// called at all: nothing is looked for of jobs that never did.
+func (p *Proxy) touch(method string) error {
+	if method == http.MethodGet || method == http.MethodHead || p.touched.Load() {
+		return nil
+	}
+	if err := p.Ledger.Put(p.job.Key, ledger.Call, "first", struct{}{}); err != nil {
+		return err
+	}
+	p.touched.Store(true)
+	return nil
 }
 
 // guard makes an error of a panic.

@@ -1,7 +1,7 @@
 package proxy
 
 import (
-	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -74,7 +74,7 @@ func (c *call) hijack(method, path string, body any, headers ...string) error {
 			}
 		}
 	}
-	return c.Engine.Hijack(r, func(res *http.Response) (net.Conn, *bufio.Reader, error) {
+	return c.Engine.Hijack(r, func(res *http.Response) (net.Conn, io.Reader, error) {
 		if res.StatusCode >= 400 {
 			defer res.Body.Close()
 			return nil, nil, engine.Failure(res)
@@ -100,6 +100,9 @@ func (c *call) hijack(method, path string, body any, headers ...string) error {
 			conn.Close()
 			return nil, nil, err
 		}
-		return conn, rw.Reader, nil
+		context.AfterFunc(c.ctx, func() { conn.Close() }) // the job ends
+		// Not by the server's reader, which takes the end of what the client
+		// sends for the end of the call.
+		return conn, engine.Ahead(rw.Reader, conn), nil
 	})
 }

@@ -96,6 +96,7 @@ func createVolume(c *call) error {
 		}
 		body.Name = c.volumeName(body.Name)
 	}
+	c.finish()
 	v, res, err := c.ask(http.MethodPost, "/volumes/create", nil, body)
 	if err != nil {
 		return err
