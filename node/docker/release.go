@@ -50,11 +50,11 @@ func (d *Docker) End(ctx context.Context, job string) error {
 		if err != nil || len(containers) == 0 {
 			return err
 		}
-		group, ctx := errgroup.WithContext(ctx)
+		group, removing := errgroup.WithContext(ctx)
 		group.SetLimit(removals)
 		for _, id := range containers {
 			group.Go(func() error {
-				err := d.daemon.Engine.Call(ctx, http.MethodDelete, "/containers/"+id, url.Values{"force": {"1"}, "v": {"1"}}, nil, nil)
+				err := d.daemon.Engine.Call(removing, http.MethodDelete, "/containers/"+id, url.Values{"force": {"1"}, "v": {"1"}}, nil, nil)
 				if errdefs.IsNotFound(err) || errdefs.IsConflict(err) { // it is just being removed
 					return nil
 				}

@@ -91,7 +91,11 @@ func run(m *testing.M) (status int, err error) {
 		}
 	}()
 	status = m.Run()
-	return status, node.AwaitClean(ctx)
+	err = node.AwaitClean(ctx)
+	if os.Getenv("BERTH_TEST_LOG") != "" {
+		fmt.Fprintln(os.Stderr, node.Log())
+	}
+	return status, err
 }
 
 func profiles(c *config.Config) {
