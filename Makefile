@@ -32,7 +32,7 @@ berthd: ## build the node daemon
 
 include runtime/build.mk
 
-runtime: $(RUNTIME_STAMPS) ## build the pinned containerd, runc, CNI plugins, dockerd and buildx
+runtime: $(RUNTIME_STAMPS) ## build the pinned containerd, runc, CNI plugins, dockerd, buildx and buildctl
 
 deps: ## install what is missing of the packages needed (root)
 	@tools/deps.sh

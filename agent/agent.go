@@ -22,6 +22,9 @@ const (
 	// BinDir is first on the helper's PATH; it holds gitlab-runner.
 	BinDir = Dir + "/bin"
 
+	// RunDir is where the job finds the sockets that berthd answers.
+	RunDir = Dir + "/run"
+
 	socket = Dir + "/agent.sock"
 )
 
@@ -37,6 +40,8 @@ type hello struct {
 // as file descriptors.
 type start struct {
 	User *User `json:"user,omitempty"`
+	// Env is added to the agent's own.
+	Env []string `json:"env,omitempty"`
 }
 
 // User is whom a stage runs as, where it is not the agent's own user. It keeps

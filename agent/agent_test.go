@@ -193,6 +193,24 @@ func TestRunAsAnotherUser(t *testing.T) {
 	require.Equal(t, "1234\n", string(uid))
 }
 
+func TestRunWithVariables(t *testing.T) {
+	pid, _ := startAgent(t)
+	a, err := Connect(t.Context(), pid)
+	require.NoError(t, err)
+	defer a.Close()
+	script := filepath.Join(t.TempDir(), "script")
+	require.NoError(t, os.WriteFile(script, []byte("[ \"$BERTH_CACHE_HIT_PIP\" = hit ] && [ \"$PATH\" = /bin ]"), 0o600))
+	in, err := os.Open(script)
+	require.NoError(t, err)
+	defer in.Close()
+	out, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	require.NoError(t, err)
+	defer out.Close()
+	exit, err := a.Run(t.Context(), Stage{Script: in, Stdout: out, Stderr: out, Env: []string{"BERTH_CACHE_HIT_PIP=hit"}})
+	require.NoError(t, err)
+	require.Zero(t, exit.Code)
+}
+
 func TestCancelStopsTheStageAlone(t *testing.T) {
 	pid, root := startAgent(t)
 	_, _, _, err := runScript(t.Context(), t, pid, "setsid sh -c 'sleep 1000' & echo", nil)

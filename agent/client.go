@@ -89,6 +89,8 @@ type Stage struct {
 	Stderr *os.File
 	// As is whom to run as, if not as the agent itself.
 	As *User
+	// Env are variables beside those of the agent: "NAME=value".
+	Env []string
 }
 
 // Exit is how a stage ended.
@@ -103,7 +105,7 @@ type Exit struct {
 // forced; Run returns once it has. All its output has then been written. An
 // agent that does not say so in time, since the job has stopped it, is lost.
 func (a *Agent) Run(ctx context.Context, s Stage) (Exit, error) {
-	if err := send(a.conn, start{User: s.As}, s.Script, s.Stdout, s.Stderr); err != nil {
+	if err := send(a.conn, start{User: s.As, Env: s.Env}, s.Script, s.Stdout, s.Stderr); err != nil {
 		return Exit{}, fmt.Errorf("start stage: %w", errors.Join(ErrLost, err))
 	}
 	defer context.AfterFunc(ctx, func() {

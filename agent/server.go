@@ -131,7 +131,7 @@ func (a *server) run(conn *net.UnixConn, request start, files []*os.File) (ended
 		}
 	}
 	attr := &syscall.ProcAttr{
-		Env:   os.Environ(),
+		Env:   append(os.Environ(), request.Env...),
 		Files: []uintptr{script.Fd(), streams[0].write.Fd(), streams[1].write.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}

@@ -43,6 +43,7 @@ type Config struct {
 
 // Engine is BuildKit in this process. There may be one in a process: BuildKit's table of shared mounts is global.
 type Engine struct {
+	config      Config
 	worker      *base.Worker
 	sessions    *session.Manager
 	mounts      *cachemount.Table
@@ -56,7 +57,7 @@ func Open(ctx context.Context, c Config) (_ *Engine, err error) {
 	if err := os.MkdirAll(clones, 0o711); err != nil {
 		return nil, fmt.Errorf("make cache directory: %w", err)
 	}
-	e := &Engine{}
+	e := &Engine{config: c}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.Close())
@@ -125,6 +126,12 @@ func newWorker(ctx context.Context, c Config) (*base.Worker, error) {
 	}
 	return w, nil
 }
+
+// Config is what the engine was opened with.
+func (e *Engine) Config() Config { return e.config }
+
+// Unguarded is the worker itself. Package builds makes one for each job of its parts; nothing else may have it.
+func (e *Engine) Unguarded() *base.Worker { return e.worker }
 
 // Worker is what BuildKit's API may use.
 func (e *Engine) Worker() worker.Worker { return guarded{e.worker} }

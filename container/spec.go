@@ -207,6 +207,15 @@ func Bind(source, target, mode string) specs.Mount {
 	return specs.Mount{Destination: target, Type: "bind", Source: source, Options: []string{"rbind", "rprivate", mode}}
 }
 
+// Follow has a bind mount show what is mounted below its source later on.
+func Follow(m specs.Mount) specs.Mount {
+	m.Options = slices.Clone(m.Options)
+	if i := slices.Index(m.Options, "rprivate"); i >= 0 {
+		m.Options[i] = "rslave"
+	}
+	return m
+}
+
 // withProcess sets what runs. Docker's rules: an entrypoint of the job's
 // replaces the image's and drops the image's command; [""] is no entrypoint.
 func withProcess(c Config) oci.SpecOpts {

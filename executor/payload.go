@@ -18,6 +18,7 @@ type Payload struct {
 	Image       PayloadImage   `json:"image"`
 	Services    []PayloadImage `json:"services"`
 	Credentials []Credential   `json:"credentials"`
+	Cache       []payloadCache `json:"cache"`
 	// Secrets are the names of variables that the runner gets elsewhere for the job.
 	Secrets map[string]json.RawMessage `json:"secrets"`
 }

@@ -54,8 +54,10 @@ type Profile struct {
 	User        string            `toml:"user" json:"user,omitempty"`
 	Environment map[string]string `toml:"environment" json:"environment,omitempty"`
 
-	WaitForServices Duration `toml:"wait_for_services" json:"wait_for_services"`
-	Egress          Egress   `toml:"egress" json:"egress"`
+	WaitForServices Duration    `toml:"wait_for_services" json:"wait_for_services"`
+	Egress          Egress      `toml:"egress" json:"egress"`
+	Cache           CachePolicy `toml:"cache" json:"cache"`
+	Builds          BuildPolicy `toml:"builds" json:"builds"`
 }
 
 // Egress says where a job's packets may go. Other jobs are never reachable.
@@ -84,5 +86,18 @@ func DefaultProfile() Profile {
 		Docker:              true,
 		WaitForServices:     Duration(30 * time.Second),
 		Egress:              Egress{Default: "allow"},
+		Builds:              BuildPolicy{Enabled: true},
+		Cache:               CachePolicy{Publish: PublishProtected, Wait: Duration(10 * time.Minute), Native: true, Workspace: true},
 	}
 }
+
+// BuildPolicy is what a profile says of image builds.
+type BuildPolicy struct {
+	// Enabled gives each job a BuildKit.
+	Enabled bool `toml:"enabled" json:"enabled"`
+	// Entitlements are what builds may ask for (--allow).
+	Entitlements []string `toml:"entitlements" json:"entitlements,omitempty"`
+}
+
+// BuildEntitlements are all that a profile can grant.
+var BuildEntitlements = []string{"network.host", "security.insecure"}

@@ -24,6 +24,9 @@ type Request struct {
 	Image    ImageRequest   `json:"image"`
 	Helper   string         `json:"helper_version"` // of gitlab-runner, for the default helper image
 	Services []ImageRequest `json:"services,omitempty"`
+	Sources  Sources        `json:"sources"`
+	Caches   []Cache        `json:"caches,omitempty"`
+	Mounts   []CacheMount   `json:"mounts,omitempty"`
 	// Variables are the job's BERTH_* variables, as written; empty ones are
 	// left out.
 	Variables map[string]string `json:"variables,omitempty"`
@@ -44,6 +47,9 @@ func NewRequest(c *Call, p *Payload) Request {
 		Job:       p.Identity(),
 		Image:     imageRequest(c, p.Image),
 		Helper:    helperVersion(c.Variable("CI_RUNNER_VERSION")),
+		Sources:   newSources(c),
+		Caches:    caches(c, p),
+		Mounts:    cacheMounts(c, p),
 		Variables: map[string]string{},
 	}
 	for _, s := range p.Services {

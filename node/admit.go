@@ -79,6 +79,12 @@ func (j *Jobs) Admit(ctx context.Context, r api.AdmitRequest, progress func(stri
 	if err := j.furnish(ctx, e, grant, r.Request); err != nil {
 		return nil, fmt.Errorf("admit job %s: %w", e.key, err)
 	}
+	if err := j.guard(func() error { return j.admitToCaches(ctx, e, r.Request, progress) }); err != nil {
+		return nil, fmt.Errorf("admit job %s: %w", e.key, err)
+	}
+	if err := j.Builds.Serve(e.record); err != nil {
+		return nil, fmt.Errorf("admit job %s: %w", e.key, err)
+	}
 	admitted = true
 	j.log.WithFields(logrus.Fields{
 		"job":     e.key,
@@ -89,6 +95,14 @@ func (j *Jobs) Admit(ctx context.Context, r api.AdmitRequest, progress func(stri
 	}).Info("admitted a job")
 	a := e.record.Admission
 	return &a, nil
+}
+
+// builds says where a job finds its BuildKit.
+func (j *Jobs) builds(dirs api.Dirs, g *executor.Grant) api.Builds {
+	if !g.Profile.Builds.Enabled {
+		return api.Builds{}
+	}
+	return buildsOf(dirs.Job)
 }
 
 // claim makes the entry of a job that asks for a berth. A job of the same key
@@ -139,6 +153,7 @@ func (j *Jobs) furnish(ctx context.Context, e *job, grant *executor.Grant, reque
 		Lease:      container.LeaseName(e.key),
 		Cgroup:     path.Join(j.settings.Cgroup, e.key),
 		Dirs:       dirs,
+		Builds:     j.builds(dirs, grant),
 		Network:    api.Network{Netns: n.Netns, Address: n.Gateway, Services: make([]api.Endpoint, len(grant.Services))},
 	}
 	record.Admission.Docker = j.dockerOf(record.Admission)

@@ -13,6 +13,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"gitlab.com/berth-ci/berth/node/api"
+	"gitlab.com/berth-ci/berth/node/cache"
 )
 
 const (
@@ -24,23 +25,30 @@ const (
 
 // handler serves the calls of package api's client.
 type handler struct {
-	jobs  *Jobs
-	about api.Version
-	log   *logrus.Entry
+	jobs   *Jobs
+	keeper *cache.Keeper
+	about  api.Version
+	log    *logrus.Entry
 }
 
 func (h *handler) routes() http.Handler {
 	mux := http.NewServeMux()
 	for pattern, serve := range map[string]func(*reply, *http.Request) error{
-		"POST /v1/jobs/admit":         h.admit,
-		"POST /v1/jobs/{job}/release": h.release,
-		"POST /v1/jobs/{job}/end":     h.end,
-		"POST /v1/jobs/{job}/outcome": h.outcome,
-		"GET /v1/jobs":                h.list,
-		"GET /v1/jobs/watch":          h.watch,
-		"GET /v1/jobs/{job}":          h.admission,
-		"GET /v1/version":             h.version,
-		"/":                           h.unknown,
+		"POST /v1/jobs/admit":              h.admit,
+		"POST /v1/jobs/{job}/release":      h.release,
+		"POST /v1/jobs/{job}/end":          h.end,
+		"POST /v1/jobs/{job}/outcome":      h.outcome,
+		"POST /v1/jobs/{job}/cache/{step}": h.cacheStep,
+		"GET /v1/jobs":                     h.list,
+		"GET /v1/jobs/watch":               h.watch,
+		"GET /v1/jobs/{job}":               h.admission,
+		"GET /v1/version":                  h.version,
+		"GET /v1/caches":                   h.caches,
+		"POST /v1/caches/pin":              h.pin,
+		"POST /v1/caches/rollback":         h.rollback,
+		"POST /v1/caches/remove":           h.removeCache,
+		"POST /v1/caches/prune":            h.prune,
+		"/":                                h.unknown,
 	} {
 		mux.Handle(pattern, h.guard(serve))
 	}
@@ -105,6 +113,25 @@ func (h *handler) outcome(_ *reply, r *http.Request) error {
 		return err
 	}
 	return h.jobs.Outcome(r.PathValue("job"), o)
+}
+
+func (h *handler) cacheStep(w *reply, r *http.Request) error {
+	var step api.CacheStep
+	if err := decode(r.Body, &step); err != nil {
+		return err
+	}
+	result, err := h.jobs.CacheStep(r.Context(), r.PathValue("job"), r.PathValue("step"), step, func(line string) {
+		w.line(api.CacheEvent{Progress: line})
+	})
+	switch {
+	case err == nil:
+		w.line(api.CacheEvent{Result: result})
+	case w.begun:
+		w.line(api.CacheEvent{Error: api.NewError(err)})
+	default:
+		return err
+	}
+	return nil
 }
 
 func (h *handler) list(w *reply, _ *http.Request) error {

@@ -87,6 +87,8 @@ type Parts struct {
 	Networks   Networks
 	Names      Names
 	Docker     Docker // nil where there is none
+	Caches     Caches
+	Builds     Builds
 }
 
 // Jobs are the jobs on the node, from the time they ask for a berth until

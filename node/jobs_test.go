@@ -20,6 +20,7 @@ import (
 	"gitlab.com/berth-ci/berth/executor"
 	"gitlab.com/berth-ci/berth/gpu"
 	"gitlab.com/berth-ci/berth/node/api"
+	"gitlab.com/berth-ci/berth/node/cache"
 	"gitlab.com/berth-ci/berth/node/journal"
 	"gitlab.com/berth-ci/berth/node/network"
 	"gitlab.com/berth-ci/berth/node/resolver"
@@ -93,6 +94,31 @@ func (f *fakes) put(ctx context.Context, step, what string) error {
 
 func (f *fakes) drop(ctx context.Context, step, what string) error {
 	return f.step(ctx, step, func(made map[string]bool) { delete(made, what) })
+}
+
+type fakeCaches struct{ *fakes }
+
+func (f fakeCaches) Admit(ctx context.Context, s cache.Start, _ func(string)) (api.Caches, error) {
+	return api.Caches{}, errors.Join(f.put(ctx, "admit to caches", "caches "+s.Key), s.Save(cache.Record{Publish: "true"}))
+}
+
+func (f fakeCaches) Step(ctx context.Context, _, name string, _ api.CacheStep, say func(string)) (*api.CacheResult, error) {
+	say("at " + name)
+	return &api.CacheResult{Native: true}, f.step(ctx, name, func(map[string]bool) {})
+}
+
+func (f fakeCaches) Release(ctx context.Context, job string) error {
+	return f.drop(ctx, "release caches", "caches "+job)
+}
+
+type fakeBuilds struct{ *fakes }
+
+func (f fakeBuilds) Serve(r journal.Record) error {
+	return f.put(context.Background(), "serve builds", "builds "+r.Job.Key)
+}
+
+func (f fakeBuilds) End(ctx context.Context, job string) error {
+	return f.drop(ctx, "end builds", "builds "+job)
 }
 
 type fakeContainers struct{ *fakes }
@@ -184,7 +210,7 @@ func newBenchAt(t testing.TB, root string, profiles map[string]executor.Profile)
 		life, b.end = context.WithCancelCause(context.Background())
 		b.Jobs = newJobs(life, Settings{Profiles: profiles, Cgroup: "/berth", Boot: "this"}, logrus.NewEntry(log), Parts{
 			Journal: j, Dirs: dirs, Cgroups: fakeCgroups{b.fakes}, Containers: fakeContainers{b.fakes},
-			Networks: fakeNetworks{b.fakes}, Names: fakeNames{b.fakes},
+			Networks: fakeNetworks{b.fakes}, Names: fakeNames{b.fakes}, Caches: fakeCaches{b.fakes}, Builds: fakeBuilds{b.fakes},
 		})
 	}
 	stop := func() {
@@ -299,7 +325,7 @@ func TestAdmitAndRelease(t *testing.T) {
 	info, err := os.Stat(a.Dirs.Job)
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o700), info.Mode().Perm())
-	require.Equal(t, []string{"cgroup /berth/" + key, "lease " + key, "names " + key, "network " + key}, b.left())
+	require.Equal(t, []string{"builds " + key, "caches " + key, "cgroup /berth/" + key, "lease " + key, "names " + key, "network " + key}, b.left())
 
 	again, err := b.Admission(key)
 	require.NoError(t, err)

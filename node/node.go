@@ -14,7 +14,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/sirupsen/logrus"
 
+	"gitlab.com/berth-ci/berth/buildkit"
+	"gitlab.com/berth-ci/berth/buildkit/builds"
 	"gitlab.com/berth-ci/berth/node/api"
+	"gitlab.com/berth-ci/berth/node/cache"
 	"gitlab.com/berth-ci/berth/node/cgroup"
 	"gitlab.com/berth-ci/berth/node/config"
 	"gitlab.com/berth-ci/berth/node/docker"
@@ -53,6 +56,9 @@ type daemon struct {
 	networks *network.Pool
 	names    *resolverNames
 	docker   *docker.Docker // nil where there is none
+	engine   *buildkit.Engine
+	builders *builders
+	keeper   *cache.Keeper
 	jobs     *Jobs
 }
 
@@ -73,6 +79,9 @@ func Run(ctx context.Context, c *config.Config, version string, log *logrus.Entr
 		return err
 	}
 	if err := d.openNetworks(ctx); err != nil {
+		return err
+	}
+	if err := d.openCaches(ctx); err != nil {
 		return err
 	}
 	if err := d.openDocker(ctx); err != nil {
@@ -181,6 +190,22 @@ func (d *daemon) used() bool {
 	return len(d.records) > 0 // all there is to go by if the start failed
 }
 
+func (d *daemon) openCaches(ctx context.Context) (err error) {
+	at := d.runtime.Containerd()
+	d.engine, err = buildkit.Open(ctx, buildkit.Config{Root: cachesDir(d.config.Root), Address: at.Address, Namespace: at.Namespace})
+	if err != nil {
+		return fmt.Errorf("open the node's caches: %w", err)
+	}
+	d.onClose(func(context.Context) error { return d.engine.Close() })
+	service, err := builds.New(ctx, d.engine, builds.Config{})
+	if err != nil {
+		return err
+	}
+	d.builders = newBuilders(service, d.networks, d.client.ImageService(), d.log)
+	d.onClose(d.builders.close)
+	return nil
+}
+
 // program is one that outlives berthd while there are jobs.
 type program interface {
 	Leave()
@@ -211,10 +236,11 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	caches := cache.New(d.engine, d.log)
 	life, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	parts := Parts{
 		Journal: d.journal, Dirs: store, Cgroups: d.cgroups, Containers: runtimeContainers{d.client},
-		Networks: d.networks, Names: d.names,
+		Networks: d.networks, Names: d.names, Caches: caches, Builds: d.builders,
 	}
 	if d.docker != nil {
 		parts.Docker = d.docker
@@ -228,6 +254,9 @@ func (d *daemon) serve(ctx context.Context) error {
 		Boot:         boot,
 	}, d.log, parts)
 	d.onClose(func(ctx context.Context) error { end(errShutdown); return d.jobs.wait(ctx) })
+	if err := retakeCaches(ctx, caches, d.jobs, alive, dead); err != nil {
+		return err
+	}
 	d.jobs.Replay(ctx, alive, dead)
 	if err := d.names.keep(ctx, d.jobs.List()); err != nil {
 		d.log.WithError(err).Warn("cannot remove the names of former jobs")
@@ -237,9 +266,11 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	d.jobs.attending.Go(func() { d.tend(life) })
+	d.keeper = caches.Keeper(policyOf(d.config.Cache), d.journal.Projects)
+	d.jobs.attending.Go(func() { d.collect(life) })
 	go store.empty(life, d.log)
 
-	h := &handler{jobs: d.jobs, log: d.log, about: api.Version{
+	h := &handler{jobs: d.jobs, keeper: d.keeper, log: d.log, about: api.Version{
 		Berthd: d.version, Containerd: d.runtime.Version(), Root: d.config.Root,
 	}}
 	complaints := d.log.WriterLevel(logrus.WarnLevel)

@@ -42,6 +42,9 @@ func (j *Jobs) Replay(ctx context.Context, alive, dead []journal.Record) {
 		if err := j.Names.Put(ctx, e.key, zoneOf(r.Admission)); err != nil {
 			log.WithError(err).Error("cannot answer names for a job")
 		}
+		if err := j.Builds.Serve(r); err != nil {
+			log.WithError(err).Error("cannot serve builds of a job")
+		}
 		if err := j.attachDocker(r); err != nil {
 			log.WithError(err).Error("cannot give a job its docker again")
 		}

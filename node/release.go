@@ -136,7 +136,7 @@ func (j *Jobs) finish(ctx context.Context, e *job, reason string, stopped chan<-
 		if err := endCaller(record.Caller); err != nil {
 			return err
 		}
-		if err := errors.Join(j.Containers.Kill(ctx, e.key), j.endDocker(ctx, e.key)); err != nil {
+		if err := errors.Join(j.Containers.Kill(ctx, e.key), j.Builds.End(ctx, e.key), j.endDocker(ctx, e.key)); err != nil {
 			return err // what lives must keep its network and files
 		}
 	}
@@ -167,6 +167,9 @@ func (j *Jobs) remove(ctx context.Context, r journal.Record) error {
 	}
 	if err := j.Containers.Remove(ctx, key); err != nil {
 		return err
+	}
+	if err := j.Caches.Release(ctx, key); err != nil {
+		return err // what is mounted must not be deleted with the directory
 	}
 	if err := errors.Join(
 		j.Names.Remove(ctx, key),

@@ -3,7 +3,7 @@
 # release builds; a stamp per module keeps a second run from building anything.
 
 RUNTIME_DIR ?= bin/runtime
-RUNTIME_MODULES := containerd runc cni docker buildx
+RUNTIME_MODULES := containerd runc cni docker buildx buildctl
 RUNTIME_STAMPS := $(RUNTIME_MODULES:%=$(RUNTIME_DIR)/.%)
 
 # The Engine release that moby tagged as v2.0.0-beta.24: clients compare
@@ -63,3 +63,8 @@ $(call runtime-build,buildx) -o $1/docker-buildx \
 	-ldflags '-s -w -X $(BUILDX)/version.Version=$(call runtime-version,buildx,$(BUILDX))' tool
 endef
 BUILDX := github.com/docker/buildx
+
+define build-buildctl
+$(call runtime-build,buildctl) -o $1/ \
+	-ldflags '-s -w -X $(BUILDKIT)/version.Version=$(call runtime-version,buildctl,$(BUILDKIT))' tool
+endef

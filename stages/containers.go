@@ -25,9 +25,16 @@ func (b *berth) buildConfig() container.Config {
 	c.Agent, c.AgentProgram = true, executablePath()
 	c.Entrypoint = b.call.ExpandAll(b.payload.Image.Entrypoint)
 	c.User = b.admission.Grant.Build.User
+	if builds := b.admission.Builds; builds.Dir != "" {
+		c.Mounts = append(c.Mounts, container.Bind(builds.Dir, agent.RunDir, "ro"))
+		c.Env = append(c.Env, "BUILDKIT_HOST=unix://"+agent.RunDir+"/"+builds.Socket)
+	}
 	c = b.withDocker(c)
 	// For the image's entrypoint; scripts export them themselves.
 	c.Env = append(c.Env, environment(b.call.Variables())...)
+	for _, m := range b.admission.Caches.Mounts {
+		c.Mounts = append(c.Mounts, cacheMount(m))
+	}
 	c.Security.Privileged = b.admission.Grant.Build.Privileged
 	c.Mounts = append(c.Mounts, b.nameMounts(container.RoleBuild)...)
 	return c
@@ -65,11 +72,23 @@ func (b *berth) config(name string, image containerd.Image, netns string) contai
 		Cgroup:      a.Cgroup,
 		Netns:       netns,
 		Mounts: []specs.Mount{
-			container.Bind(a.Dirs.Builds, buildsDir, "rw"),
+			container.Follow(container.Bind(a.Dirs.Builds, buildsDir, "rw")),
 			container.Bind(a.Dirs.Cache, cacheDir, "rw"),
 		},
 		Log: b.logPath(name),
 	}
+}
+
+func cacheMount(m api.CacheMount) specs.Mount {
+	mode := "rw"
+	if m.ReadOnly {
+		mode = "ro"
+	}
+	bind := container.Bind(m.Source, m.Target, mode)
+	if m.Late {
+		return container.Follow(bind)
+	}
+	return bind
 }
 
 func environment(variables map[string]string) []string {

@@ -63,6 +63,7 @@ func (s *Stage) Prepare(ctx context.Context) error {
 	if err := b.start(ctx, st); err != nil {
 		return err
 	}
+	st.CacheEnv = st.Admission.Caches.Env
 	return s.save(st)
 }
 
@@ -222,6 +223,19 @@ func (b *berth) start(ctx context.Context, st *state) error {
 	st.ServiceLogs = make([]serviceLog, len(b.services))
 	for i, service := range b.admission.Grant.Services {
 		st.ServiceLogs[i] = serviceLog{Name: slices.Concat(service.Aliases, []string{service.Name})[0], Path: b.logPath(serviceName(i))}
+	}
+	for _, m := range b.admission.Caches.Mounts {
+		// What nobody has written to belongs to the first who may.
+		if m.Fresh {
+			if err := os.Lchown(m.Source, st.User.UID, st.User.GID); err != nil {
+				return fmt.Errorf("give a cache to the job's user: %w", err)
+			}
+		}
+	}
+	if builds := b.admission.Builds; builds.Dir != "" {
+		if err := os.Lchown(filepath.Join(builds.Dir, builds.Socket), st.User.UID, st.User.GID); err != nil {
+			return fmt.Errorf("give the build socket to the job's user: %w", err)
+		}
 	}
 	return os.Chown(b.admission.Dirs.Builds, st.User.UID, st.User.GID)
 }

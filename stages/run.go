@@ -29,6 +29,13 @@ func (s *Stage) Run(ctx context.Context, script, stage string) error {
 	if st.Admission == nil {
 		return errors.New("the job was not prepared: prepare ended early")
 	}
+	if st.Admission.Caches.Serves {
+		return s.runBetweenCaches(ctx, st, script, stage)
+	}
+	return s.runScript(ctx, st, script, stage)
+}
+
+func (s *Stage) runScript(ctx context.Context, st *state, script, stage string) error {
 	p, as := st.Helper, &st.User
 	if userStage(stage) {
 		p, as = st.Build, nil
@@ -41,7 +48,7 @@ func (s *Stage) Run(ctx context.Context, script, stage string) error {
 
 	kills := container.OOMKills(st.Admission.Cgroup)
 	stopLogs := s.followServices(ctx, st, stage)
-	exit, err := runIn(ctx, p, agent.Stage{Script: text, Stdout: os.Stdout, Stderr: os.Stderr, As: as})
+	exit, err := runIn(ctx, p, agent.Stage{Script: text, Stdout: os.Stdout, Stderr: os.Stderr, As: as, Env: environment(st.CacheEnv)})
 	stopLogs()
 	if errors.Is(err, agent.ErrLost) {
 		kills = 0 // a stage before may have been the end of the container
@@ -80,6 +87,10 @@ func sealedScript(path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read script: %w", err)
 	}
+	return sealed(b)
+}
+
+func sealed(b []byte) (*os.File, error) {
 	fd, err := unix.MemfdCreate("script", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("hold script: %w", err)

@@ -22,7 +22,7 @@ import (
 
 // Where a job finds its files, in all of its containers.
 const (
-	buildsDir = "/builds"
+	buildsDir = executor.BuildsDir
 	cacheDir  = "/cache"
 )
 
@@ -46,6 +46,13 @@ type state struct {
 	Helper process `json:"helper"`
 	// User is whom the build container runs as; its files shall be theirs.
 	User agent.User `json:"user"`
+	// CacheEnv tells scripts what they got of the node's caches.
+	CacheEnv map[string]string `json:"cache_env,omitempty"`
+	// Native says that berthd serves `cache:`, and Restored what came of it.
+	Native   bool     `json:"native,omitempty"`
+	Restored []string `json:"restored,omitempty"`
+	// Succeeded tells whether the job's script has.
+	Succeeded bool `json:"succeeded,omitempty"`
 	// ServiceLogs is how far each service's log has been shown.
 	ServiceLogs []serviceLog `json:"service_logs,omitempty"`
 }

@@ -59,51 +59,61 @@ func TestArtifactsOfFailedJob(t *testing.T) {
 	inOrder(t, j.Log(), "Saving cache for failed job", "Created cache", "Uploading artifacts for failed job")
 }
 
-// TestCache passes a cache from job to job, whoever runs them.
+// TestCache passes a cache from job to job, whoever runs them, by berthd and by the runner's own script.
 func TestCache(t *testing.T) {
-	s, _ := theServer(t)
-	project, err := s.AddProject("group/cache", files)
-	require.NoError(t, err)
-	t.Parallel()
-	spec := gitlab.JobSpec{
-		Project: project,
-		Cache:   []gitlab.Cache{{Key: "$CI_COMMIT_REF_SLUG deps", Paths: []string{"deps/"}, FallbackKeys: []string{"other"}}},
-		Script: []string{
-			"cat deps/* 2>/dev/null || echo cold",
-			"mkdir -p deps/private; chmod 700 deps/private; id -u >deps/private/$CI_JOB_ID",
-			"id -u >>deps/users; cat deps/users | tr '\\n' ' '",
-		},
-	}
-	var users string
-	for i, c := range []struct{ image, user string }{
-		{images.Busybox, "0"}, {images.User, "1000"}, {images.NumericUser, "1234"}, {images.Git, "0"}, {images.User, "1000"},
+	for _, c := range []struct {
+		name, native        string
+		cold, warm, changed string
+	}{
+		{"native", "true", "empty, since nothing was saved of it yet", "Cache main deps-protected: generation ", "Cache main deps-protected: published as generation "},
+		{"script", "false", "Checking cache for ", "Successfully extracted cache", "Created cache"},
 	} {
-		spec.Name = c.image
-		spec.Image.Name = registry.Image(c.image)
-		j := s.enqueue(t, "default", spec)
-		require.Equal(t, gitlab.Success, end(t, j))
-		users += c.user + " "
-		inOrder(t, j.Log(), "Checking cache for ", users, "Created cache")
-		if i == 0 {
-			require.Contains(t, j.Log(), "\ncold\n")
-		} else {
-			require.Contains(t, j.Log(), "Successfully extracted cache")
-		}
+		t.Run(c.name, func(t *testing.T) {
+			s, _ := theServer(t)
+			project, err := s.AddProject("group/cache-"+c.name, files)
+			require.NoError(t, err)
+			t.Parallel()
+			spec := gitlab.JobSpec{
+				Project:   project,
+				Variables: variables("BERTH_CACHE_NATIVE", c.native),
+				Cache:     []gitlab.Cache{{Key: "$CI_COMMIT_REF_SLUG deps", Paths: []string{"deps/"}, FallbackKeys: []string{"other"}}},
+				Script: []string{
+					"cat deps/* 2>/dev/null || echo cold",
+					"mkdir -p deps/private; chmod 700 deps/private; id -u >deps/private/$CI_JOB_ID",
+					"id -u >>deps/users; cat deps/users | tr '\\n' ' '",
+				},
+			}
+			var users string
+			for i, as := range []struct{ image, user string }{
+				{images.Busybox, "0"}, {images.User, "1000"}, {images.NumericUser, "1234"}, {images.Git, "0"}, {images.User, "1000"},
+			} {
+				spec.Name = as.image
+				spec.Image.Name = registry.Image(as.image)
+				j := s.enqueue(t, "default", spec)
+				require.Equal(t, gitlab.Success, end(t, j))
+				users += as.user + " "
+				if i == 0 {
+					inOrder(t, j.Log(), c.cold, "\ncold\n", users, c.changed)
+				} else {
+					inOrder(t, j.Log(), c.warm, users, c.changed)
+				}
+			}
+			pull := spec
+			pull.Cache = []gitlab.Cache{{Key: "$CI_COMMIT_REF_SLUG deps", Paths: []string{"deps/"}, Policy: "pull"}}
+			pull.Script = []string{"cat deps/users | tr '\\n' ' '; rm -r deps; mkdir deps; echo nothing >deps/users"}
+			for range 2 {
+				j := s.enqueue(t, "default", pull)
+				require.Equal(t, gitlab.Success, end(t, j))
+				require.Contains(t, j.Log(), users)
+			}
+			other, err := s.AddProject("group/other-"+c.name, files)
+			require.NoError(t, err)
+			spec.Project, spec.Image.Name = other, ""
+			j := s.enqueue(t, "default", spec)
+			require.Equal(t, gitlab.Success, end(t, j))
+			require.Contains(t, j.Log(), "\ncold\n", "caches of another project")
+		})
 	}
-	pull := spec
-	pull.Cache = []gitlab.Cache{{Key: "$CI_COMMIT_REF_SLUG deps", Paths: []string{"deps/"}, Policy: "pull"}}
-	pull.Script = []string{"cat deps/users | tr '\\n' ' '; rm -r deps; mkdir deps; echo nothing >deps/users"}
-	for range 2 {
-		j := s.enqueue(t, "default", pull)
-		require.Equal(t, gitlab.Success, end(t, j))
-		require.Contains(t, j.Log(), users)
-	}
-	other, err := s.AddProject("group/other", files)
-	require.NoError(t, err)
-	spec.Project, spec.Image.Name = other, ""
-	j := s.enqueue(t, "default", spec)
-	require.Equal(t, gitlab.Success, end(t, j))
-	require.Contains(t, j.Log(), "\ncold\n", "caches of another project")
 }
 
 // TestPipeline runs the example of the demo.

@@ -31,7 +31,11 @@ func profiles(c *config.Config) {
 	strict.AllowedServices = []string{registry.Address + "/test/web:*"}
 	hasty := defaults
 	hasty.WaitForServices = executor.Duration(2 * time.Second)
-	c.Profiles = map[string]executor.Profile{"default": defaults, "small": small, "strict": strict, "hasty": hasty}
+	noBuilds := defaults
+	noBuilds.Builds.Enabled = false
+	c.Profiles = map[string]executor.Profile{
+		"default": defaults, "small": small, "strict": strict, "hasty": hasty, "builder": builder(), "no-builds": noBuilds,
+	}
 }
 
 // server is a GitLab with runners, one for each profile that is asked for.

@@ -68,6 +68,15 @@ func lastUsed(md cache.RefMetadata) time.Time {
 	return md.GetCreatedAt()
 }
 
+// Exists tells whether there is a directory of a key.
+func (t *Table) Exists(ctx context.Context, key string) (bool, error) {
+	found, err := mounts.SearchCacheDir(ctx, t.Cache, key, false)
+	if err != nil {
+		return false, fmt.Errorf("search cache: %w", err)
+	}
+	return len(found) > 0, nil
+}
+
 // Pin keeps the directories of a key from GC, or no longer.
 func (t *Table) Pin(ctx context.Context, key string, pinned bool) error {
 	found, err := mounts.SearchCacheDir(ctx, t.Cache, key, false)

@@ -134,6 +134,9 @@ func (c *Collector) free() (int64, error) {
 // supersede deletes the generations that are kept for nothing.
 func (c *Collector) supersede(ctx context.Context, p Policy) error {
 	for _, key := range c.Generations.Keys() {
+		if !p.concerns(c.Project(key)) {
+			continue
+		}
 		numbers := superseded(c.Generations.List(key), p, time.Now())
 		if len(numbers) == 0 {
 			continue

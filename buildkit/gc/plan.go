@@ -43,9 +43,13 @@ type Policy struct {
 
 	// Superseded is how many generations before the newest are kept for rollbacks; they go by age, too.
 	Superseded int
+	// Only tells whose items may go; nil for everybody's.
+	Only func(project string) bool
 	// Weight tells how large a project's share of MaxBytes is, relative to others; nil or 0 for 1.
 	Weight func(project string) int
 }
+
+func (p Policy) concerns(project string) bool { return p.Only == nil || p.Only(project) }
 
 func (p Policy) weight(project string) int64 {
 	if p.Weight != nil {
@@ -58,6 +62,7 @@ func (p Policy) weight(project string) int64 {
 
 // plan chooses the items to delete, where free bytes are left on the disk.
 func plan(items []Item, p Policy, free int64, now time.Time) []Item {
+	items = slices.DeleteFunc(slices.Clone(items), func(i Item) bool { return !p.concerns(i.Project) })
 	s := newShares(items, p)
 	var chosen, candidates []Item
 	for _, item := range items {

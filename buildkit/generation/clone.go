@@ -23,6 +23,7 @@ type Clone struct {
 	overlay layer.Overlay
 
 	mu    sync.Mutex
+	note  string
 	ended bool
 }
 
@@ -58,6 +59,11 @@ func (s *Store) Clone(ctx context.Context, key, job string) (*Clone, error) {
 // a cache that falls back to that of another branch is the other's.
 func (s *Store) CloneOf(ctx context.Context, base Info, key, job string) (*Clone, error) {
 	return s.clone(ctx, Record{Key: key, Job: job, Base: &base})
+}
+
+// Empty makes a clone of nothing, whatever there is of the key: what it holds takes the place of all that.
+func (s *Store) Empty(ctx context.Context, key, job string) (*Clone, error) {
+	return s.clone(ctx, Record{Key: key, Job: job})
 }
 
 func (s *Store) clone(ctx context.Context, r Record) (_ *Clone, err error) {
@@ -143,6 +149,13 @@ func (c *Clone) Base() (Info, bool) {
 
 // Overlay is the clone's layers, for who mounts them together with others.
 func (c *Clone) Overlay() layer.Overlay { return c.overlay }
+
+// Note says something of what will be published, for who finds it.
+func (c *Clone) Note(text string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.note = text
+}
 
 // Path is where Mount mounts the clone.
 func (c *Clone) Path() string { return filepath.Join(c.store.Dir, c.record.ID) }

@@ -34,7 +34,7 @@ func (s *Store) Flatten(ctx context.Context, key string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, drop(ctx, ref)) }()
-	flat, err := s.flatten(ctx, ref, info)
+	flat, _, err := s.flatten(ctx, ref, info)
 	if err != nil {
 		return err
 	}

@@ -13,37 +13,41 @@ import (
 )
 
 // flatten makes a layer without a parent that holds what ref shows, by hardlinks.
-func (s *Store) flatten(ctx context.Context, ref cache.ImmutableRef, info Info) (_ cache.ImmutableRef, err error) {
+func (s *Store) flatten(ctx context.Context, ref cache.ImmutableRef, info Info) (_ cache.ImmutableRef, _ Info, err error) {
 	// A clone tells the layers; nobody writes to it.
 	view, err := s.Cache.New(ctx, ref, nil, cache.WithRecordType(TypeClone), cache.WithDescription(describe(info.Key, "flattening")))
 	if err != nil {
-		return nil, fmt.Errorf("read layers: %w", err)
+		return nil, Info{}, fmt.Errorf("read layers: %w", err)
 	}
 	defer func() { err = errors.Join(err, drop(ctx, view)) }()
 	from, err := s.overlay(ctx, view.ID())
 	if err != nil {
-		return nil, err
+		return nil, Info{}, err
 	}
 	flat, err := s.Cache.New(ctx, nil, nil, cache.WithRecordType(TypeClone), cache.WithDescription(describe(info.Key, info.Job)))
 	if err != nil {
-		return nil, fmt.Errorf("make flat layer: %w", err)
+		return nil, Info{}, fmt.Errorf("make flat layer: %w", err)
 	}
 	to, err := s.overlay(ctx, flat.ID())
 	if err == nil {
 		err = layer.Flatten(ctx, to.Upper, from.Lower)
 	}
 	if err != nil {
-		return nil, errors.Join(err, drop(ctx, flat))
+		return nil, Info{}, errors.Join(err, drop(ctx, flat))
 	}
 	done, err := commit(ctx, flat)
 	if err != nil {
-		return nil, errors.Join(err, drop(ctx, flat))
+		return nil, Info{}, errors.Join(err, drop(ctx, flat))
 	}
-	info.Depth, info.Base = 1, ""
-	if err := mark(done, info); err != nil {
-		return nil, errors.Join(err, drop(ctx, done))
+	usage, err := s.Snapshots.Usage(ctx, done.ID())
+	if err == nil {
+		info.ID, info.Depth, info.Base, info.Size = done.ID(), 1, "", usage.Size
+		err = mark(done, info)
 	}
-	return done, nil
+	if err != nil {
+		return nil, Info{}, errors.Join(err, drop(ctx, done))
+	}
+	return done, info, nil
 }
 
 // replace puts a flat generation in the place of the newest of a key, if that is deep. Publishing goes on meanwhile;
@@ -58,7 +62,7 @@ func (s *Store) replace(ctx context.Context, key string) (err error) {
 		return fmt.Errorf("get generation: %w", err)
 	}
 	defer func() { err = errors.Join(err, drop(ctx, ref)) }()
-	flat, err := s.flatten(ctx, ref, deep)
+	flat, shallow, err := s.flatten(ctx, ref, deep)
 	if err != nil {
 		return err
 	}
@@ -76,7 +80,7 @@ func (s *Store) replace(ctx context.Context, key string) (err error) {
 		return nil // removed in between
 	}
 	info := l.list[at]
-	info.ID, info.Depth, info.Base, info.Boot = flat.ID(), 1, "", ""
+	info.ID, info.Depth, info.Base, info.Size, info.Boot = shallow.ID, shallow.Depth, "", shallow.Size, ""
 	if err := writeInfo(flat, info); err != nil {
 		return err
 	}

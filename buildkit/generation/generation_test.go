@@ -154,6 +154,45 @@ func TestPublish(t *testing.T) {
 }
 
 // Keys of BuildKit's index end in "::"; none may pass for another.
+func TestSizeAndNote(t *testing.T) {
+	f := newFixture(t)
+	c := f.clone("k", "first")
+	f.write(c, "a", strings.Repeat("a", 1<<20))
+	c.Note("commit 1")
+	first := f.publish(c)
+	if first.Size < 1<<20 || first.Note != "commit 1" {
+		t.Errorf("published %+v", first)
+	}
+	c = f.clone("k", "second")
+	f.write(c, "b", strings.Repeat("b", 1<<20))
+	second := f.publish(c)
+	if grown := second.Size - first.Size; grown < 1<<20 || grown > 1<<21 || second.Note != "" {
+		t.Errorf("published %+v upon %+v", second, first)
+	}
+	f.Restart(buildkit.Held{})
+	if again := f.Generations().List("k")[0]; again.Size != first.Size || again.Note != first.Note {
+		t.Errorf("after a restart: %+v, want %+v", again, first)
+	}
+}
+
+// What is published of an empty clone takes the place of all before.
+func TestEmpty(t *testing.T) {
+	f := newFixture(t)
+	f.job("k", "a", "1")
+	c, err := f.Generations().Empty(t.Context(), "k", "job")
+	f.must(err)
+	f.must(c.Mount())
+	f.write(c, "b", "2")
+	if info := f.publish(c); info.Number != 2 || info.Depth != 1 || info.Base != "" {
+		t.Errorf("published %+v", info)
+	}
+	c = f.clone("k", "reader")
+	if a, b := f.read(c, "a"), f.read(c, "b"); a != "none" || b != "2" {
+		t.Errorf("a is %s, b is %s", a, b)
+	}
+	f.must(c.Discard(t.Context()))
+}
+
 func TestKeysApart(t *testing.T) {
 	f := newFixture(t)
 	f.job("a::b", "f", "a::b")

@@ -22,6 +22,8 @@ type Info struct {
 	Depth   int    // of its chain of layers
 	Job     string // that published it
 	Created time.Time
+	Size    int64  `json:",omitempty"` // of its layers; what one hides of another counts, too
+	Note    string `json:",omitempty"` // what its publisher says of it
 
 	Withdrawn bool `json:",omitempty"` // by a rollback: not given to jobs, and its clones are not published
 	Pinned    bool `json:",omitempty"` // kept from GC

@@ -42,9 +42,9 @@ func (c *Clone) Publish(ctx context.Context) (info Info, changed bool, err error
 			return base, false, c.discard(ctx)
 		}
 	}
-	info = Info{Key: c.record.Key, Depth: len(c.overlay.Lower) + 1, Job: c.record.Job, Created: time.Now().UTC(), Boot: c.store.boot}
+	info = Info{Key: c.record.Key, Depth: len(c.overlay.Lower) + 1, Job: c.record.Job, Created: time.Now().UTC(), Note: c.note, Boot: c.store.boot}
 	if c.record.Base != nil {
-		info.Base = c.record.Base.ID
+		info.Base, info.Size = c.record.Base.ID, c.record.Base.Size
 	}
 	if info.Depth > deepest {
 		return Info{}, false, fmt.Errorf("publish cache %q: it has %d layers, and could not be flattened: %w", info.Key, info.Depth, errdefs.ErrResourceExhausted)
@@ -57,6 +57,9 @@ func (c *Clone) Publish(ctx context.Context) (info Info, changed bool, err error
 	info, err = c.store.publish(ctx, ref, info, c.record)
 	return info, err == nil, err
 }
+
+// Current is an error if the clone would not be published, since what it was made of was withdrawn: errdefs.ErrAborted.
+func (c *Clone) Current(ctx context.Context) error { return c.store.current(ctx, c.record) }
 
 // commit makes a writable record a layer. The record is its new reference's then, which may not be released before it
 // is finalized: its data would go.
@@ -74,15 +77,21 @@ func commit(ctx context.Context, m cache.MutableRef) (cache.ImmutableRef, error)
 // publish indexes a layer, flattened before if it lies deep, and lets go of it.
 func (s *Store) publish(ctx context.Context, ref cache.ImmutableRef, info Info, r Record) (_ Info, err error) {
 	defer func() { err = errors.Join(err, drop(ctx, ref)) }()
+	// Known since the layer was committed.
+	usage, err := s.Snapshots.Usage(ctx, ref.ID())
+	if err != nil {
+		return Info{}, fmt.Errorf("measure layer: %w", err)
+	}
+	info.Size += usage.Size
 	if err := mark(ref, info); err != nil {
 		return Info{}, err
 	}
 	if info.Depth >= flattenNow {
-		flat, err := s.flatten(ctx, ref, info)
+		flat, shallow, err := s.flatten(ctx, ref, info)
 		switch {
 		case err == nil:
 			defer func() { _ = drop(ctx, flat) }()
-			info.Depth, info.Base, ref = 1, "", flat
+			info, ref = shallow, flat
 		case context.Cause(ctx) != nil:
 			return Info{}, err
 		default:

@@ -23,6 +23,9 @@ type Usage struct {
 // Layers is the directory of all layers, on the disk that caches fill.
 func (s *Store) Layers() string { return s.layers }
 
+// Nothing is an empty directory, the lower layer of what has none.
+func (s *Store) Nothing() string { return s.empty }
+
 // Usage measures all keys, in order.
 func (s *Store) Usage(ctx context.Context) ([]Usage, error) {
 	found, err := s.Cache.Search(ctx, infoIndex, true)

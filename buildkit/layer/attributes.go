@@ -17,7 +17,12 @@ func CopyRoot(dst, src string) error {
 	return copyAttributes(dst, src, false)
 }
 
-// copyAttributes makes a directory like another: owner, mode, attributes and times; overlayfs's own if raw.
+// CopyAttributes makes a directory like another: owner, mode, attributes and times, but for what marks a layer's.
+func CopyAttributes(dst, src string) error {
+	return copyAttributes(dst, src, false)
+}
+
+// copyAttributes makes something like another: owner, mode, attributes and times; overlayfs's own if raw.
 func copyAttributes(dst, src string, raw bool) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(src, &st); err != nil {
@@ -26,9 +31,11 @@ func copyAttributes(dst, src string, raw bool) error {
 	if err := unix.Lchown(dst, int(st.Uid), int(st.Gid)); err != nil {
 		return fmt.Errorf("chown %s: %w", dst, err)
 	}
-	// After the owner, whose change may take bits away.
-	if err := unix.Chmod(dst, st.Mode&0o7777); err != nil {
-		return fmt.Errorf("chmod %s: %w", dst, err)
+	// After the owner, whose change may take bits away. Links have no mode.
+	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		if err := unix.Chmod(dst, st.Mode&0o7777); err != nil {
+			return fmt.Errorf("chmod %s: %w", dst, err)
+		}
 	}
 	if err := copyXattrs(dst, src, raw); err != nil {
 		return err
@@ -103,9 +110,41 @@ func Opaque(dir string) (bool, error) {
 	return string(value) == "y", err
 }
 
-// whiteout tells whether a layer's file says that there is none.
-func whiteout(st *unix.Stat_t) bool {
+// SetOpaque lets a layer's directory hide those of the layers below, or no more.
+func SetOpaque(dir string, opaque bool) error {
+	if opaque {
+		if err := unix.Lsetxattr(dir, overlayXattr+"opaque", []byte("y"), 0); err != nil {
+			return fmt.Errorf("mark %s opaque: %w", dir, err)
+		}
+		return nil
+	}
+	if err := unix.Lremovexattr(dir, overlayXattr+"opaque"); err != nil && !errors.Is(err, unix.ENODATA) {
+		return fmt.Errorf("take opaque mark from %s: %w", dir, err)
+	}
+	return nil
+}
+
+// MakeWhiteout makes a layer say that there is no such file.
+func MakeWhiteout(path string) error {
+	if err := unix.Mknod(path, unix.S_IFCHR, 0); err != nil {
+		return fmt.Errorf("make whiteout %s: %w", path, err)
+	}
+	return nil
+}
+
+// Whiteout tells whether a layer's file says that there is none.
+func Whiteout(st *unix.Stat_t) bool {
 	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
+}
+
+// SameAttributes tells whether two directories have the same owner, mode and attributes, whatever their times.
+func SameAttributes(a, b string) (bool, error) {
+	one, err := describe(a)
+	if err != nil {
+		return false, err
+	}
+	other, err := describe(b)
+	return one == other, err
 }
 
 // describe is what CopyRoot copies, times aside.

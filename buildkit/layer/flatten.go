@@ -12,82 +12,47 @@ import (
 // Flatten fills the empty directory dst with what overlayfs shows of a stack of layers, given from the uppermost
 // down. Files are hardlinks, so they keep everything they have, and neither dst nor the layers may be written after.
 func Flatten(ctx context.Context, dst string, layers []string) error {
-	return merge(ctx, dst, layers)
-}
-
-// merge fills dst with the directories dirs of layers, of which none hides the next. Directories get their times
-// last, since filling them changes these.
-func merge(ctx context.Context, dst string, dirs []string) error {
-	if err := context.Cause(ctx); err != nil {
-		return err
-	}
-	taken := map[string]bool{} // by a layer further up
-	for i, dir := range dirs {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return fmt.Errorf("read layer: %w", err)
-		}
-		for _, entry := range entries {
-			name := entry.Name()
-			if taken[name] {
-				continue
-			}
-			taken[name] = true
-			if err := mergeEntry(ctx, dst, name, dirs[i:]); err != nil {
-				return err
-			}
-		}
-	}
-	return copyAttributes(dst, dirs[0], false)
-}
-
-// mergeEntry makes one name of dst; dirs[0] is the uppermost that has it.
-func mergeEntry(ctx context.Context, dst, name string, dirs []string) error {
-	src, target := filepath.Join(dirs[0], name), filepath.Join(dst, name)
-	var st unix.Stat_t
-	if err := unix.Lstat(src, &st); err != nil {
-		return fmt.Errorf("stat %s: %w", src, err)
-	}
-	if whiteout(&st) {
-		return nil
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return link(src, target)
-	}
-	stack, err := below(name, dirs)
+	v, err := OpenView(layers)
 	if err != nil {
 		return err
 	}
+	defer v.Close()
+	return flatten(ctx, dst, v)
+}
+
+// flatten gives directories their times last, since filling them changes these.
+func flatten(ctx context.Context, dst string, v *View) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	entries, err := v.Entries()
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		target := filepath.Join(dst, e.Name)
+		if !e.IsDir() {
+			err = e.Link(target)
+		} else {
+			err = flattenDir(ctx, target, v, e.Name)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return copyAttributes(dst, v.Path(), false)
+}
+
+func flattenDir(ctx context.Context, target string, v *View, name string) error {
+	sub, err := v.Open(name)
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
 	if err := unix.Mkdir(target, 0o700); err != nil {
 		return fmt.Errorf("make directory %s: %w", target, err)
 	}
-	return merge(ctx, target, stack)
-}
-
-// below lists the directories of that name that show through: down to the first that is opaque, or is none.
-func below(name string, dirs []string) ([]string, error) {
-	var stack []string
-	for _, dir := range dirs {
-		path := filepath.Join(dir, name)
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err == unix.ENOENT {
-			continue
-		} else if err != nil {
-			return nil, fmt.Errorf("stat %s: %w", path, err)
-		}
-		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			break
-		}
-		stack = append(stack, path)
-		hides, err := Opaque(path)
-		if err != nil {
-			return nil, err
-		}
-		if hides {
-			break
-		}
-	}
-	return stack, nil
+	return flatten(ctx, target, sub)
 }
 
 func link(src, dst string) error {
@@ -135,10 +100,5 @@ func Same(upper, below string) (bool, error) {
 	if len(entries) > 0 {
 		return false, nil
 	}
-	a, err := describe(upper)
-	if err != nil {
-		return false, err
-	}
-	b, err := describe(below)
-	return a == b, err
+	return SameAttributes(upper, below)
 }

@@ -362,3 +362,84 @@ func TestUnmountInUse(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Old kernels take options on one page, and layers no other way.
+func TestMountOld(t *testing.T) {
+	s := newStack(t)
+	var lower []string
+	for i := range 80 {
+		dir := s.mkdir(fmt.Sprintf("a-name-as-long-as-those-of-snapshots/%d/fs", i))
+		s.write(filepath.Join(dir, fmt.Sprintf("f%d", i)), "")
+		lower = append(lower, dir)
+	}
+	o := Overlay{Lower: lower, Upper: s.mkdir("upper"), Work: s.mkdir("work")}
+	target := s.mkdir("target")
+	for name, mount := range map[string]func(int, []string) error{"new": o.mountNew, "old": o.mountOld} {
+		dir, err := unix.Open(target, unix.O_PATH|unix.O_CLOEXEC, 0)
+		s.must(err)
+		s.must(os.RemoveAll(filepath.Join(o.Work, "work", "incompat")))
+		err = mount(dir, lower)
+		s.must(unix.Close(dir))
+		if errdefs.IsNotImplemented(err) {
+			continue
+		}
+		s.must(err)
+		entries, err := os.ReadDir(target)
+		s.must(err)
+		if len(entries) != len(lower) {
+			t.Errorf("%s: %d files", name, len(entries))
+		}
+		s.must(unix.Unmount(target, 0))
+	}
+	o.Upper = s.mkdir(strings.Repeat("long/", 60))
+	o.Work = s.mkdir(strings.Repeat("long/", 59) + "work")
+	s.must(o.Mount(target, s.mkdir("empty")))
+	s.must(Unmount(target))
+}
+
+func TestAlive(t *testing.T) {
+	s := newStack(t)
+	o := Overlay{Upper: s.mkdir(`upper,with\marks`), Work: s.mkdir("work")}
+	check := func(want bool) {
+		t.Helper()
+		if alive, err := Alive(o.Upper); err != nil || alive != want {
+			t.Errorf("alive %v, %v; want %v", alive, err, want)
+		}
+	}
+	check(false)
+	target := s.mkdir("target")
+	s.must(o.Mount(target, s.mkdir("empty")))
+	check(true)
+	f, err := os.Open(target)
+	s.must(err)
+	s.must(unix.Unmount(target, unix.MNT_DETACH))
+	check(true)
+	s.must(f.Close())
+	check(false)
+	if names, err := listXattrs(o.Upper); err != nil || len(names) > 0 {
+		t.Errorf("attributes %v, %v", names, err)
+	}
+}
+
+// A copy is what Flatten makes, in files of its own.
+func TestViewCopy(t *testing.T) {
+	for seed := range uint64(4) {
+		s := newStack(t)
+		r := rand.New(rand.NewPCG(seed, 2))
+		for range 4 {
+			s.layer(func(root string) {
+				for range 40 {
+					scramble(root, r)
+				}
+			})
+		}
+		v, err := OpenView(s.layers)
+		s.must(err)
+		dst := s.mkdir("copy")
+		s.must(v.Copy(s.Context(), dst, CopyOptions{}))
+		v.Close()
+		if d := cmp.Diff(s.flat(), s.tree(dst)); d != "" {
+			t.Error(d)
+		}
+	}
+}

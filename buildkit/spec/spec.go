@@ -1,4 +1,5 @@
-// Package spec reads how a job or a profile asks for a cache: id=…,target=…[,sharing=…][,pool=N][,readonly][,publish=…].
+// Package spec reads how a job or a profile asks for a cache:
+// id=…,target=…[,sharing=…][,pool=N][,readonly][,publish=…][,scope=…].
 //
 // It says what is asked for, not what is granted, and it puts no id into a project's namespace: that is its caller's.
 package spec
@@ -31,7 +32,18 @@ type Publish string
 const (
 	Never     Publish = "never"
 	Protected Publish = "protected" // jobs of protected refs
+	Scheduled Publish = "scheduled" // those of them that a schedule started
 	Always    Publish = "always"
+)
+
+// Scope says who has a cache in common.
+type Scope string
+
+// The scopes. Operators alone give others than the first.
+const (
+	Project Scope = "project"
+	Group   Scope = "group"
+	Node    Scope = "node"
 )
 
 // MaxPool bounds the copies of a private cache.
@@ -45,6 +57,7 @@ type Cache struct {
 	Pool     int     // copies of a private cache, 0 for no limit
 	ReadOnly bool
 	Publish  Publish // empty for what the profile says
+	Scope    Scope   // empty for Project
 }
 
 // Parse reads a cache's text, whose fields are as in Dockerfile's RUN --mount: separated by commas, quoted as in CSV.
@@ -98,6 +111,10 @@ func (c *Cache) set(name, value string, valued bool) (err error) {
 		c.Target = value
 	case "sharing":
 		c.Sharing = Sharing(value)
+	case "scope":
+		if c.Scope = Scope(value); c.Scope == Project {
+			c.Scope = ""
+		}
 	case "publish":
 		if value == "" {
 			return fault(name, expectPublish)
@@ -120,7 +137,7 @@ func (c *Cache) set(name, value string, valued bool) (err error) {
 	return nil
 }
 
-var names = []string{"id", "target", "sharing", "pool", "readonly", "publish"}
+var names = []string{"id", "target", "sharing", "pool", "readonly", "publish", "scope"}
 
 // unknown explains a field that is none, or else says what is given.
 func unknown(name, otherwise string) string {
@@ -154,6 +171,9 @@ func (c Cache) String() string {
 	}
 	if c.Publish != "" {
 		fields = append(fields, "publish="+string(c.Publish))
+	}
+	if c.Scope != "" {
+		fields = append(fields, "scope="+string(c.Scope))
 	}
 	var text strings.Builder
 	w := csv.NewWriter(&text)

@@ -83,8 +83,8 @@ func TestParseErrors(t *testing.T) {
 		"id=a,target=b,sharing=private,pool=x":        `"pool" is "x"; expected a number`,
 		"id=a,target=b,sharing=private,pool=65":       `"pool" is 65; expected a number from 1 to 64`,
 		"id=a,target=b,readonly=perhaps":              `"readonly" is "perhaps"; expected true or false`,
-		"id=a,target=b,publish=":                      `"publish" is empty; expected never, protected or always`,
-		"id=a,target=b,publish=sometimes":             `"publish" is "sometimes"; expected never, protected or always`,
+		"id=a,target=b,publish=":                      `"publish" is empty; expected never, protected, scheduled or always`,
+		"id=a,target=b,publish=sometimes":             `"publish" is "sometimes"; expected never, protected, scheduled or always`,
 		"id=a,target=b,sharing=shared,publish=always": `"publish" is about snapshots`,
 		"id=a,target=b,readonly,publish=always":       `a readonly cache has nothing to publish`,
 	} {

@@ -11,7 +11,7 @@ import (
 const (
 	maxID         = 200
 	maxTarget     = 1024
-	expectPublish = "is empty; expected never, protected or always"
+	expectPublish = "is empty; expected never, protected, scheduled or always"
 )
 
 var (
@@ -40,7 +40,7 @@ func (c Cache) Validate() error {
 	switch c.Publish {
 	case "", Never, Protected, Always:
 	default:
-		return fault("publish", fmt.Sprintf("is %q; expected never, protected or always", c.Publish))
+		return fault("publish", fmt.Sprintf("is %q; expected never, protected, scheduled or always", c.Publish))
 	}
 	return c.validateTogether()
 }
@@ -54,7 +54,7 @@ func (c Cache) validateTogether() error {
 		return fault("pool", fmt.Sprintf("counts the copies of a private cache, and this one is %s; expected sharing=private with it", c.Sharing))
 	case c.Publish != "" && c.Sharing != Snapshot:
 		return fault("publish", fmt.Sprintf("is about snapshots, and the writes to a %s cache are seen at once; expected sharing=snapshot with it", c.Sharing))
-	case c.ReadOnly && (c.Publish == Protected || c.Publish == Always):
+	case c.ReadOnly && c.Publish != "" && c.Publish != Never:
 		return fault("publish", fmt.Sprintf("is %q, and a readonly cache has nothing to publish; expected one of the two alone", c.Publish))
 	}
 	return nil

@@ -56,6 +56,8 @@ type Admission struct {
 	Cgroup  string  `json:"cgroup"`
 	Dirs    Dirs    `json:"dirs"`
 	Network Network `json:"network"`
+	Caches  Caches  `json:"caches,omitzero"`
+	Builds  Builds  `json:"builds,omitzero"`
 	// Docker is the job's docker; nil where it has none.
 	Docker *Docker `json:"docker,omitempty"`
 }
@@ -65,6 +67,12 @@ type Docker struct {
 	// Dir holds run/docker.sock, and certs/client where the job asked for
 	// docker:dind as a service.
 	Dir string `json:"dir"`
+}
+
+// Builds says where the job finds its BuildKit; nowhere if Dir is empty.
+type Builds struct {
+	Dir    string `json:"dir"`
+	Socket string `json:"socket"` // in it
 }
 
 // Containerd says where the job's containers live.

@@ -77,6 +77,34 @@ func (c *Client) Outcome(ctx context.Context, job string, o Outcome) error {
 	return c.call(ctx, http.MethodPost, "/v1/jobs/"+url.PathEscape(job)+"/outcome", o, nil)
 }
 
+// CacheStep tells that a job has come to a step that its caches are concerned
+// with, passing each line of progress on.
+func (c *Client) CacheStep(ctx context.Context, job, name string, step CacheStep, progress func(string)) (*CacheResult, error) {
+	body, err := c.do(ctx, http.MethodPost, "/v1/jobs/"+url.PathEscape(job)+"/cache/"+name, step)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	events := json.NewDecoder(body)
+	for {
+		var e CacheEvent
+		if err := events.Decode(&e); err != nil {
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
+			return nil, fmt.Errorf("berthd went away while it served the job's caches: %w", errors.Join(errdefs.ErrUnavailable, err))
+		}
+		switch {
+		case e.Error != nil:
+			return nil, e.Error.Err()
+		case e.Result != nil:
+			return e.Result, nil
+		case e.Progress != "":
+			progress(e.Progress)
+		}
+	}
+}
+
 // Jobs lists the jobs on the node, waiting ones too, oldest first.
 func (c *Client) Jobs(ctx context.Context) ([]Job, error) {
 	var jobs []Job
@@ -114,6 +142,39 @@ func (c *Client) Watch(ctx context.Context, each func(Event) error) error {
 			return err
 		}
 	}
+}
+
+// Caches lists what the node keeps.
+func (c *Client) Caches(ctx context.Context) ([]Cache, error) {
+	var list []Cache
+	err := c.call(ctx, http.MethodGet, "/v1/caches", nil, &list)
+	return list, err
+}
+
+// PinCache keeps a cache from being removed, or no longer.
+func (c *Client) PinCache(ctx context.Context, change CacheChange) error {
+	return c.call(ctx, http.MethodPost, "/v1/caches/pin", change, nil)
+}
+
+// RollBackCache has jobs get an earlier generation again.
+func (c *Client) RollBackCache(ctx context.Context, change CacheChange) (*Generation, error) {
+	g := new(Generation)
+	if err := c.call(ctx, http.MethodPost, "/v1/caches/rollback", change, g); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// RemoveCache forgets a cache, or one generation of it.
+func (c *Client) RemoveCache(ctx context.Context, change CacheChange) error {
+	return c.call(ctx, http.MethodPost, "/v1/caches/remove", change, nil)
+}
+
+// PruneCaches makes room, and tells what went.
+func (c *Client) PruneCaches(ctx context.Context, r PruneRequest) ([]Cache, error) {
+	var removed []Cache
+	err := c.call(ctx, http.MethodPost, "/v1/caches/prune", r, &removed)
+	return removed, err
 }
 
 // Version asks who answers.

@@ -38,11 +38,23 @@ func (d *document) checkConfig(c *Config) {
 	d.check("registries.hosts_dir", c.Registries.HostsDir, absolute)
 	d.check("registries.docker_config", c.Registries.DockerConfig, absolute)
 	d.check("limits.cgroup", c.Limits.Cgroup, directory)
+	d.checkCache(c.Cache)
 	for name, p := range c.Profiles {
 		key := join("profile", name)
 		d.checkProfile(key, name, p)
 		if !namePattern.MatchString(name) {
 			d.refuse(key, "expected a name of a-z, 0-9, - and _, got %q", name)
+		}
+	}
+}
+
+func (d *document) checkCache(c Cache) {
+	if c.Rollback < 0 {
+		d.refuse("cache.rollback", "expected 0 or more generations to keep before the newest, got %d", c.Rollback)
+	}
+	for name, share := range c.Shares {
+		if share < 1 {
+			d.refuse(join("cache.shares", name), "expected 1 or more, the share of a project that is not named, got %d", share)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"gitlab.com/berth-ci/berth/executor"
 )
@@ -34,6 +35,7 @@ type Config struct {
 	Docker     Docker                      `toml:"docker"`
 	Registries Registries                  `toml:"registries"`
 	Limits     Limits                      `toml:"limits"`
+	Cache      Cache                       `toml:"cache"`
 	Profiles   map[string]executor.Profile `toml:"profile"`
 }
 
@@ -86,6 +88,19 @@ type Limits struct {
 	Cgroup string `toml:"cgroup"`
 }
 
+// Cache says how much the node keeps of caches and build results.
+type Cache struct {
+	// MaxSize is of all together, MinFree what is to be free on their disk;
+	// 0 is no limit. MaxAge is since the last use.
+	MaxSize executor.Bytes    `toml:"max_size"`
+	MinFree executor.Bytes    `toml:"min_free"`
+	MaxAge  executor.Duration `toml:"max_age"`
+	// Rollback is how many generations before the newest are kept.
+	Rollback int `toml:"rollback"`
+	// Shares of projects, by their paths; 1 for those not named.
+	Shares map[string]int `toml:"shares"`
+}
+
 // Default is the configuration of an empty file: a managed runtime and one
 // profile, named default.
 func Default() *Config {
@@ -121,6 +136,7 @@ func settings() *Config {
 			DockerConfig: "/root/.docker/config.json",
 		},
 		Limits: Limits{Cgroup: "/berth"},
+		Cache:  Cache{MinFree: 10 << 30, MaxAge: executor.Duration(30 * 24 * time.Hour), Rollback: 3},
 	}
 }
 

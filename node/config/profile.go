@@ -10,6 +10,7 @@ import (
 	"github.com/bmatcuk/doublestar/v4"
 	"github.com/distribution/reference"
 
+	"gitlab.com/berth-ci/berth/buildkit/spec"
 	"gitlab.com/berth-ci/berth/executor"
 )
 
@@ -76,6 +77,10 @@ func (d *document) checkProfile(key, name string, p executor.Profile) {
 	d.each(at("egress.deny"), p.Egress.Deny, destination)
 	d.check(at("egress.default"), p.Egress.Default, oneOf("allow", "deny"))
 
+	d.check(at("cache.publish"), p.Cache.Publish, oneOf(executor.PublishPolicies...))
+	d.each(at("cache.mounts"), p.Cache.Mounts, cacheMount)
+	d.each(at("builds.entitlements"), p.Builds.Entitlements, oneOf(executor.BuildEntitlements...))
+
 	if p.Image != "" && len(d.problems) == before {
 		if _, err := p.Grant(name, executor.Request{}); err != nil {
 			d.refuse(at("image"), "expected an image that the profile itself allows: %v", err)
@@ -130,6 +135,11 @@ func (d *document) pairs(key string, table map[string]string, test func(name, va
 			d.refuse(join(key, name), "%v", err)
 		}
 	}
+}
+
+func cacheMount(text string) error {
+	_, err := spec.Parse(text)
+	return err
 }
 
 func image(name string) error {

@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/errdefs"
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"gitlab.com/berth-ci/berth/executor"
 )
 
 // schema is the version of Record on disk. A berthd refuses journals of a
@@ -26,7 +28,9 @@ const schema = 1
 var (
 	metaBucket = []byte("meta")
 	jobsBucket = []byte("jobs")
-	schemaKey  = []byte("schema")
+	// projectsBucket has the path of each project by its key, for operators to read.
+	projectsBucket = []byte("projects")
+	schemaKey      = []byte("schema")
 )
 
 // Journal is an open journal file.
@@ -89,8 +93,12 @@ func prepare(tx *bbolt.Tx) error {
 	if version > schema {
 		return fmt.Errorf("written by a later berthd: schema %d, this one knows %d: start that berthd, or end its jobs and remove the file: %w", version, schema, errdefs.ErrFailedPrecondition)
 	}
-	_, err = tx.CreateBucketIfNotExists(jobsBucket)
-	return err
+	for _, name := range [][]byte{jobsBucket, projectsBucket} {
+		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Close closes the file.
@@ -103,12 +111,39 @@ func (j *Journal) Put(r Record) error {
 		return fmt.Errorf("encode record of job %s: %w", r.Job.Key, err)
 	}
 	err = j.db.Update(func(tx *bbolt.Tx) error {
+		if err := nameProject(tx, r.Job.Identity); err != nil {
+			return err
+		}
 		return tx.Bucket(jobsBucket).Put([]byte(r.Job.Key), b)
 	})
 	if err != nil {
 		return fmt.Errorf("write job %s to the journal: %w", r.Job.Key, err)
 	}
 	return nil
+}
+
+// nameProject remembers the path of a job's project, which jobs alone tell.
+func nameProject(tx *bbolt.Tx, id executor.Identity) error {
+	key, projects := []byte(id.ProjectKey()), tx.Bucket(projectsBucket)
+	if id.Project == "" || string(projects.Get(key)) == id.Project {
+		return nil
+	}
+	return projects.Put(key, []byte(id.Project))
+}
+
+// Projects gives the path of each project that had jobs here, by its key.
+func (j *Journal) Projects() (map[string]string, error) {
+	projects := map[string]string{}
+	err := j.db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(projectsBucket).ForEach(func(key, path []byte) error {
+			projects[string(key)] = string(path)
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the journal: %w", err)
+	}
+	return projects, nil
 }
 
 // Delete forgets a job.

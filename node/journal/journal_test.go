@@ -56,9 +56,13 @@ func TestJournalRemembers(t *testing.T) {
 	require.NoError(t, j.Delete("j0-00000000"), "deleting what is not there is no error")
 	require.NoError(t, j.Close())
 
-	got, err := opened(t, path).Records()
+	again := opened(t, path)
+	got, err := again.Records()
 	require.NoError(t, err)
 	require.Equal(t, []Record{record(0), changed}, got)
+	projects, err := again.Projects()
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{changed.Job.Identity.ProjectKey(): "group/project"}, projects)
 
 	info, err := os.Stat(path)
 	require.NoError(t, err)

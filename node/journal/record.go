@@ -2,6 +2,7 @@ package journal
 
 import (
 	"gitlab.com/berth-ci/berth/node/api"
+	"gitlab.com/berth-ci/berth/node/cache"
 	"gitlab.com/berth-ci/berth/node/network"
 )
 
@@ -18,6 +19,8 @@ type Record struct {
 	// TempDir is the runner's directory for the job, in the runner's view.
 	TempDir string          `json:"temp_dir,omitempty"`
 	Network network.Network `json:"network"`
+	// Caches is what the job has of the node's caches.
+	Caches *cache.Record `json:"caches,omitempty"`
 }
 
 // withoutSecrets leaves out what operators may keep secrets in; it is read

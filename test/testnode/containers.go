@@ -4,10 +4,14 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
+
+	"gitlab.com/berth-ci/berth/container"
+	"gitlab.com/berth-ci/berth/node/api"
 )
 
 // Containerd connects to the node's containerd.
@@ -33,15 +37,27 @@ func (n *Node) containers(ctx context.Context) (left []string, err error) {
 	for _, c := range all {
 		left = append(left, "container "+c.ID())
 	}
-	held, err := client.LeasesService().List(ctx)
+	// BuildKit holds what it keeps by leases of its own.
+	held, err := client.LeasesService().List(ctx, fmt.Sprintf("labels.%q", container.JobLabel))
 	if err != nil {
 		return nil, fmt.Errorf("list leases: %w", err)
 	}
 	for _, l := range held {
 		left = append(left, "lease "+l.ID)
 	}
+	kept, err := n.Client.Caches(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range kept {
+		if c.Held && c.Kind != api.CacheBuilds || len(c.Holders) > 0 {
+			left = append(left, fmt.Sprintf("%s %s in use by %v", c.Kind, c.Key, c.Holders))
+		}
+	}
 	err = client.SnapshotService(n.Config.Runtime.Snapshotter).Walk(ctx, func(_ context.Context, s snapshots.Info) error {
-		if s.Kind != snapshots.KindCommitted {
+		// Cache mounts and what clients have sent as context of builds; the engine looks at layers by views.
+		isKept := slices.ContainsFunc(kept, func(c api.Cache) bool { return c.ID == s.Name })
+		if s.Kind == snapshots.KindActive && !isKept {
 			left = append(left, "snapshot "+s.Name)
 		}
 		return nil
