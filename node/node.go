@@ -173,11 +173,13 @@ func (d *daemon) openDocker(ctx context.Context) (err error) {
 	}
 	d.docker, err = docker.Open(ctx, docker.Settings{
 		Config: d.config, Containerd: d.runtime.Containerd(), Client: d.client, Env: d.runtime.Env(),
-		Networks: d.networks, Names: d.names.PutContainers, Log: d.log,
+		Networks: d.networks, Names: d.names.PutContainers,
+		Builds: d.builders.forDocker, Log: d.log,
 	})
 	if err != nil {
 		return fmt.Errorf("open docker: %w", err)
 	}
+	d.builders.unnamed = d.docker.Unnamed
 	d.onClose(func(ctx context.Context) error { return d.docker.Close(ctx, d.used()) })
 	return nil
 }

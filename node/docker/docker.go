@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/errdefs"
 	"github.com/sirupsen/logrus"
 
 	"gitlab.com/berth-ci/berth/executor"
@@ -150,6 +151,15 @@ func (d *Docker) Attach(job Job) error {
 	d.endpoints[job.Key] = e
 	d.mu.Unlock()
 	return nil
+}
+
+// Unnamed notes an image without a name that a job has built.
+func (d *Docker) Unnamed(job, id string) error {
+	e := d.endpoint(job)
+	if e == nil {
+		return fmt.Errorf("job %s has no docker: %w", job, errdefs.ErrNotFound)
+	}
+	return e.view.Unnamed(id)
 }
 
 func (d *Docker) endpoint(job string) *endpoint {

@@ -57,14 +57,10 @@ func (d *Docker) open(job Job, view *proxy.Proxy) (_ *endpoint, err error) {
 			e.close()
 		}
 	}()
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true) // BuildKit's clients
 	e.server = &http.Server{
 		Handler:           d.awaiting(e, view),
 		BaseContext:       func(net.Listener) context.Context { return life },
 		ReadHeaderTimeout: time.Minute,
-		Protocols:         protocols,
 		ErrorLog:          stdlog.New(complaints, "", 0),
 	}
 	dir := filepath.Join(job.Dir, socketDir)
@@ -100,7 +96,7 @@ func (d *Docker) open(job Job, view *proxy.Proxy) (_ *endpoint, err error) {
 		return nil, fmt.Errorf("listen on the job's network: %w", err)
 	}
 	for _, l := range e.listeners {
-		go func() { _ = e.server.Serve(l) }() // until it is closed
+		go func() { _ = e.server.Serve(sortOut(l, view.Builds())) }() // until it is closed
 	}
 	return e, nil
 }

@@ -131,8 +131,8 @@ func TestHost(t *testing.T) {
 		status, answer := j.api("POST", "/containers/create", body)
 		require.Equal(t, http.StatusCreated, status, answer)
 		id := field(t, answer, "Id")
-		j.must("start", "-a", id)
-		require.NotContains(t, j.must("logs", id), "of the host")
+		out, _ := j.docker("start", "-a", id) // there is nothing to cat
+		require.NotContains(t, out, "of the host")
 	}
 	// Only what was meant is there: bodies without a length and of other types.
 	status, answer := request(t, j.socket(), "POST", "/containers/create?name=x&Privileged=1", `Image=x&HostConfig={"Privileged":true}`, "Content-Type", "application/x-www-form-urlencoded")
@@ -208,6 +208,7 @@ func TestOthers(t *testing.T) {
 			require.Equal(t, http.StatusNotFound, status, "%s: %s", fmt.Sprintf(call, ref), answer)
 		}
 		require.NotContains(t, attacker.must("run", "--rm", "-v", ref+":/data", busybox, "sh", "-c", "cat /data/* || true"), "secret")
+		attacker.must("volume", "rm", ref) // its own, of the same name
 	}
 	for _, call := range []string{"GET /exec/%s/json", "POST /exec/%s/start", "POST /exec/%s/resize?h=1&w=1"} {
 		method, path, _ := strings.Cut(call, " ")

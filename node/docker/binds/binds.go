@@ -274,6 +274,11 @@ var ordinary = map[int64]bool{
 // clone makes a mount of what fd refers to, with what is mounted below unless
 // there is something else than files among it.
 func clone(fd int, at string, mounts *os.File) (tree, error) {
+	for _, kernels := range []string{"/proc", "/sys", "/dev"} {
+		if (at == kernels || strings.HasPrefix(at, kernels+"/")) && !strings.HasPrefix(at, "/dev/shm") {
+			return tree{}, fmt.Errorf("it is the kernel's, and not shared: %w", errdefs.ErrPermissionDenied)
+		}
+	}
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(fd, &fs); err != nil {
 		return tree{}, err

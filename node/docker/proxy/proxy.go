@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"regexp"
@@ -45,7 +46,15 @@ type Networks interface {
 // what hangs on them. The path of the request has no version.
 type Builds interface {
 	http.Handler
+	// ServeConn takes over a connection that speaks HTTP/2 from its first byte.
+	ServeConn(c net.Conn)
 }
+
+// Builds are those of the job; nil where there are none.
+func (p *Proxy) Builds() Builds { return p.builds }
+
+// Unnamed notes an image without a name that the job has built.
+func (p *Proxy) Unnamed(id string) error { return p.addImage(id) }
 
 // Node is what all jobs' views have in common.
 type Node struct {

@@ -254,6 +254,13 @@ func through(c *call) error { return c.pass(c.r.Method, c.path, c.query, nil) }
 
 // build hands a call to BuildKit.
 func build(c *call) error {
+	if c.path == "/build/prune" {
+		// The caches are the project's, and kept within bounds by the node.
+		return c.answer(http.StatusOK, map[string]any{"CachesDeleted": []string{}, "SpaceReclaimed": 0})
+	}
+	if c.path == "/build/cancel" {
+		return refuse("to cancel a build by its id: end the client that waits for it")
+	}
 	if c.builds == nil {
 		return errdefs.ErrUnavailable.WithMessage("builds are not available on this node: its cache engine is not in service")
 	}
