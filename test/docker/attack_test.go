@@ -10,8 +10,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -25,7 +27,9 @@ func request(t *testing.T, socket, method, path, body string, headers ...string)
 	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}}
-	r, err := http.NewRequestWithContext(t.Context(), method, "http://docker"+path, strings.NewReader(body))
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, method, "http://docker"+path, strings.NewReader(body))
 	require.NoError(t, err)
 	if body != "" {
 		r.Header.Set("Content-Type", "application/json")
@@ -152,6 +156,7 @@ func TestOthers(t *testing.T) {
 	victim := hold(t, "default", gitlab.JobSpec{})
 	attacker := hold(t, "default", gitlab.JobSpec{Project: other})
 	busybox := registry.Image(images.Busybox)
+	victim.pull(busybox)
 	id := victim.must("run", "-d", "--name", "victim", "-v", "data:/data", "-v", "/anonymous", busybox, "sh", "-c", "echo secret >/data/s; exec sleep 1000")
 	victim.must("network", "create", "inside")
 	netID := victim.must("network", "inspect", "-f", "{{.Id}}", "inside")
@@ -216,12 +221,16 @@ func TestOthers(t *testing.T) {
 		require.Equal(t, http.StatusNotFound, status, answer)
 	}
 	// Lists, numbers and prunes are of the attacker's own.
-	for _, path := range []string{"/containers/json?all=1", "/networks", "/volumes", "/system/df", "/events?since=0&until=9999999999", "/info",
+	for _, path := range []string{"/containers/json?all=1", "/networks", "/volumes", "/system/df", "/events?since=0&until=" + strconv.FormatInt(time.Now().Unix(), 10), "/info",
 		`/containers/json?all=1&filters={"label":["berth.job=` + victim.admission.Job + `"]}`,
 		`/containers/json?all=1&filters={"id":["` + id + `"]}`, "/networks/none", "/networks/host", "/networks/bridge"} {
 		status, answer := attacker.api("GET", strings.NewReplacer(`"`, "%22", "{", "%7B", "}", "%7D").Replace(path), "")
 		require.Equal(t, http.StatusOK, status, answer)
-		for _, secret := range []string{id, id[:12], volume, netID, bridgeID, victim.admission.Job, "inside"} {
+		secrets := []string{id, id[:12], netID, bridgeID}
+		if !strings.HasPrefix(path, "/events") { // where it made things of these names itself
+			secrets = append(secrets, volume, victim.admission.Job, "inside")
+		}
+		for _, secret := range secrets {
 			require.NotContains(t, answer, secret, path)
 		}
 	}

@@ -198,6 +198,19 @@ func (j *job) release() {
 // socket is the job's, on the node.
 func (j *job) socket() string { return filepath.Join(j.admission.Docker.Dir, "run", "docker.sock") }
 
+// identity is whose job it is.
+func (j *job) identity() executor.Identity {
+	all, err := node.Client.Jobs(j.t.Context())
+	require.NoError(j.t, err)
+	for _, one := range all {
+		if one.Identity.ID == j.ID {
+			return one.Identity
+		}
+	}
+	j.t.Fatal("the job is gone")
+	return executor.Identity{}
+}
+
 // docker calls the docker client with the job's endpoint.
 func (j *job) docker(args ...string) (string, error) {
 	return client(j.t, "unix://"+j.socket(), "", args...)

@@ -100,6 +100,9 @@ func (s Scope) Own(named reference.Named) (string, error) {
 	return stored, nil
 }
 
+// Tier is where the scope's names are stored, below Domain.
+func (s Scope) Tier() string { return s.Project + "/" + s.tier() }
+
 // above is the scope whose names show through where the job's own has none.
 func (s Scope) above() (Scope, bool) {
 	if s.Protected {

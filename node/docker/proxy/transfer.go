@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/images/archive"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -192,55 +193,88 @@ func loadImages(c *call) error {
 		return fmt.Errorf("load images: %w", err)
 	}
 	defer func() { _ = done(context.WithoutCancel(ctx)) }() // it expires
-	var refused error
-	loaded, err := c.Client.Import(ctx, plain,
-		containerd.WithImageRefTranslator(func(ref string) string {
-			named, err := names.Parse(ref)
-			if err == nil {
-				var stored string
-				if stored, err = c.job.Scope.Own(named); err == nil {
-					return stored
-				}
-			}
-			refused = err
-			return ""
-		}),
-		// Every image gets a name, or it would be collected at once.
-		containerd.WithDigestRef(func(d digest.Digest) string { return dangling + d.String() }),
-		containerd.WithSkipDigestRef(func(name string) bool { return name != "" }),
-		containerd.WithImportPlatform(matcher),
-		containerd.WithSkipMissing(),
-		containerd.WithImageLabels(map[string]string{names.MakerLabel: c.job.Key}),
-	)
-	if err == nil {
-		err = refused
-	}
+	// Not by the client's Import: it takes names from archives as they are.
+	index, err := archive.ImportIndex(ctx, c.Client.ContentStore(), plain)
 	if err != nil {
 		return invalid("load images: %v", err)
 	}
+	all, err := c.unpackIndex(ctx, index, matcher)
+	if err != nil {
+		return invalid("load images: %v", err)
+	}
+	c.finish()
 	say := c.messages()
-	for _, image := range loaded {
-		if err := containerd.NewImageWithPlatform(c.Client, image, platforms.Default()).Unpack(ctx, c.Registry.Snapshotter); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("unpack image %s: %w", image.Name, err)
+	for _, target := range all {
+		name := target.Annotations[images.AnnotationImageName]
+		target.Annotations = nil
+		line, err := c.loaded(name, images.Image{Target: target})
+		if err != nil {
+			return err
 		}
-		if strings.HasPrefix(image.Name, dangling) {
-			if err := c.addImage(image.Target.Digest.String()); err != nil {
-				return err
-			}
-			say(registry.Message{Stream: "Loaded image ID: " + image.Target.Digest.String() + "\n"})
-			continue
+		if err := containerd.NewImageWithPlatform(c.Client, images.Image{Name: "loaded", Target: target}, platforms.Default()).Unpack(ctx, c.Registry.Snapshotter); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("unpack image %s: %w", name, err)
 		}
-		if named, _, ok := c.job.Scope.Sees(image.Name); ok {
-			if err := c.show(named); err != nil {
-				return err
-			}
-			say(registry.Message{Stream: "Loaded image: " + reference.FamiliarString(named) + "\n"})
-		}
+		say(registry.Message{Stream: line + "\n"})
 	}
 	if !c.begun {
 		c.begin(http.StatusOK)
 	}
 	return nil
+}
+
+// unpackIndex makes what is in an archive hold together, and lists its images.
+func (c *call) unpackIndex(ctx context.Context, index ocispec.Descriptor, matcher platforms.Matcher) ([]ocispec.Descriptor, error) {
+	store := c.Client.ContentStore()
+	text, err := content.ReadBlob(ctx, store, index)
+	if err != nil {
+		return nil, err
+	}
+	var list ocispec.Index
+	if err := json.Unmarshal(text, &list); err != nil {
+		return nil, err
+	}
+	children := images.SetChildrenLabels(store, images.FilterPlatforms(images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		below, err := images.Children(ctx, store, desc)
+		if errdefs.IsNotFound(err) {
+			return nil, nil // of a platform that the archive leaves out
+		}
+		return below, err
+	}), matcher))
+	var all []ocispec.Descriptor
+	for _, m := range list.Manifests {
+		if _, err := store.Info(ctx, m.Digest); errdefs.IsNotFound(err) {
+			continue
+		}
+		if err := images.Walk(ctx, children, m); err != nil {
+			return nil, err
+		}
+		all = append(all, m)
+	}
+	return all, nil
+}
+
+// loaded names an image of an archive as it says, for the job's project alone,
+// and says so.
+func (c *call) loaded(name string, image images.Image) (string, error) {
+	id := image.Target.Digest.String()
+	if name == "" {
+		image.Name = dangling + id
+		if err := c.addImage(id); err != nil {
+			return "", err
+		}
+		if _, err := c.Client.ImageService().Create(c.ctx, image); err != nil && !errdefs.IsAlreadyExists(err) {
+			return "", fmt.Errorf("store image %s: %w", id, err)
+		}
+		return "Loaded image ID: " + id, nil
+	}
+	named, err := names.Parse(name)
+	if err != nil {
+		return "", err
+	}
+	if _, err := c.store(c.ctx, named, image, ""); err != nil {
+		return "", err
+	}
+	return "Loaded image: " + reference.FamiliarString(named), nil
 }
 
 func platformsOf(written []string) (all []ocispec.Platform, err error) {
