@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -86,21 +87,21 @@ network create n1
 network create --label k=v --internal n2
 network ls --format {{.Name}}|{{.Driver}}|{{.Scope}} --filter name=n1
 network inspect -f {{.Name}}|{{.Driver}}|{{.Internal}}|{{.Labels}} n2
-run -d --name a --network n1 --network-alias other $IMAGE sleep 1000
-run --rm --network n1 $IMAGE sh -c "nslookup a | grep -c Name; nslookup other | grep -c Name"
-network connect --alias more n2 a
-inspect -f "{{range $k, $v := .NetworkSettings.Networks}}{{$k}} {{end}}" a
+run -d --name aa --network n1 --network-alias other $IMAGE sleep 1000
+run --rm --network n1 $IMAGE sh -c "nslookup aa | grep -c Name; nslookup other | grep -c Name"
+network connect --alias more n2 aa
+inspect -f "{{range $k, $v := .NetworkSettings.Networks}}{{$k}} {{end}}" aa
 run --rm --network n2 $IMAGE sh -c "nslookup more | grep -c Name"
 network rm n1
-network disconnect n2 a
-run --rm --network container:a $IMAGE hostname
-rm -f a
+network disconnect n2 aa
+run --rm --network container:aa $IMAGE hostname
+rm -f aa
 network rm n1 n2
 network rm n2
 network inspect n2
-run -d --name p -p 8080:80 -p 127.0.0.1:5353:53/udp $IMAGE sleep 1000
-inspect -f {{.HostConfig.PortBindings}} p
-rm -f p
+run -d --name pp -p 8080:80 -p 127.0.0.1:5353:53/udp $IMAGE sleep 1000
+inspect -f {{.HostConfig.PortBindings}} pp
+rm -f pp
 run --rm --read-only --tmpfs /run --cap-drop ALL --user 1000:1000 --ulimit nofile=100 $IMAGE sh -c "id -u; ulimit -n; touch /x"
 run --rm --memory 32m --cpus 0.5 --pids-limit 50 $IMAGE true
 run --rm --entrypoint echo $IMAGE entry
@@ -120,10 +121,9 @@ import $DIR/empty.tar imported:1
 image inspect -f {{.RepoTags}} imported:1
 image rm imported:1
 container prune -f
-network prune -f
+network prune -f --filter label=k=v
 logs nonesuch
 stop nonesuch
-kill --signal NOSUCH nonesuch
 `
 
 // unlike is what differs from one run to the next.
@@ -137,6 +137,7 @@ var unlike = []struct {
 	{regexp.MustCompile(`\d+(\.\d+)? ?[kMG]?B\b`), "<size>"},
 	{regexp.MustCompile(`Up (Less than a second|About a \w+|\d+ \w+)`), "Up <time>"},
 	{regexp.MustCompile(`(Less than a second|About a \w+|\d+ (seconds?|minutes?)) ago`), "<time> ago"},
+	{regexp.MustCompile(`  +`), "  "},
 	{regexp.MustCompile(`(out|tar|image)-(bare|job)`), "$1-<side>"},
 }
 
@@ -146,10 +147,22 @@ func TestSame(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "in"), []byte("content of in\n"), 0o644))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "env"), []byte("FROM_FILE=yes\n"), 0o644))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "empty.tar"), make([]byte, 10240), 0o644))
+	for _, host := range []string{"unix://" + j.socket(), "unix://" + bare()} {
+		_, err := client(t, host, "", "pull", registry.Image(images.Busybox))
+		require.NoError(t, err)
+	}
+	// The daemon has no default network of its own.
+	_, err := client(t, "unix://"+bare(), "", "network", "create", "same")
+	require.NoError(t, err)
+	defer func() { _, _ = client(t, "unix://"+bare(), "", "network", "rm", "same") }()
 	play := func(host, side string) (lines []string) {
 		for _, line := range strings.Split(strings.TrimSpace(session), "\n") {
 			text := strings.NewReplacer("$IMAGE", registry.Image(images.Busybox), "$DIR", dir, "$SIDE", side).Replace(line)
-			out, err := client(t, host, "", words(text)...)
+			args := words(text)
+			if side == "bare" && (args[0] == "run" || args[0] == "create") && !strings.Contains(line, "--network") {
+				args = slices.Insert(args, 1, "--network", "same")
+			}
+			out, err := client(t, host, "", args...)
 			code := "ok"
 			if err != nil {
 				code = err.Error()
@@ -157,6 +170,10 @@ func TestSame(t *testing.T) {
 			for _, u := range unlike {
 				out = u.pattern.ReplaceAllString(out, u.with)
 			}
+			// What goes to stdout and to stderr has no order.
+			sorted := strings.Split(strings.TrimSpace(out), "\n")
+			slices.Sort(sorted)
+			out = strings.Join(sorted, "\n")
 			lines = append(lines, "docker "+line+"\n"+strings.TrimSpace(out)+"\n"+code)
 		}
 		return lines
@@ -164,6 +181,9 @@ func TestSame(t *testing.T) {
 	with := play("unix://"+j.socket(), "job")
 	without := play("unix://"+bare(), "bare")
 	for i := range with {
+		if os.Getenv("BERTH_TEST_LOG") != "" {
+			t.Log(with[i])
+		}
 		if with[i] != without[i] {
 			t.Errorf("not the same:\n--- bare: %s\n--- job:  %s", without[i], with[i])
 		}

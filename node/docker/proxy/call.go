@@ -27,6 +27,18 @@ type call struct {
 	params  []string
 	query   url.Values
 	begun   bool
+	// ref is what the job calls the container that the call is about.
+	ref, refID string
+}
+
+// theContainer resolves the container that the call is about.
+func (c *call) theContainer() (string, *containerRecord, error) {
+	id, record, err := c.containerRecord(c.params[0])
+	c.ref, c.refID = c.params[0], id
+	if err != nil {
+		c.ref = ""
+	}
+	return id, record, err
 }
 
 // finish lets what the call makes be made and noted even if the caller goes

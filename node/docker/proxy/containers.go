@@ -165,7 +165,7 @@ var askedFor = []string{"Binds", "Mounts", "PortBindings", "PublishAllPorts", "N
 
 // inspectContainer is GET /containers/{id}/json.
 func inspectContainer(c *call) error {
-	id, record, err := c.containerRecord(c.params[0])
+	id, record, err := c.theContainer()
 	if err != nil {
 		return err
 	}
@@ -207,7 +207,7 @@ func inspectContainer(c *call) error {
 // onContainer passes an operation on to a container of the job's.
 func onContainer(what string) func(*call) error {
 	return func(c *call) error {
-		id, err := c.container(c.params[0])
+		id, _, err := c.theContainer()
 		if err != nil {
 			return err
 		}
@@ -218,7 +218,7 @@ func onContainer(what string) func(*call) error {
 // startContainer is POST /containers/{id}/start, and restart.
 func startContainer(what string) func(*call) error {
 	return func(c *call) error {
-		id, err := c.container(c.params[0])
+		id, _, err := c.theContainer()
 		if err != nil {
 			return err
 		}
@@ -242,7 +242,7 @@ func startContainer(what string) func(*call) error {
 // the answer comes.
 func stopContainer(what string) func(*call) error {
 	return func(c *call) error {
-		id, err := c.container(c.params[0])
+		id, _, err := c.theContainer()
 		if err != nil {
 			return err
 		}
@@ -257,7 +257,7 @@ func stopContainer(what string) func(*call) error {
 
 // removeContainer is DELETE /containers/{id}.
 func removeContainer(c *call) error {
-	id, err := c.container(c.params[0])
+	id, _, err := c.theContainer()
 	if err != nil {
 		return err
 	}
@@ -267,19 +267,18 @@ func removeContainer(c *call) error {
 	res, err := c.send(http.MethodDelete, "/containers/"+id, c.query, nil)
 	if err != nil {
 		if errdefs.IsNotFound(err) {
-			c.unnamed(id)
+			c.removed(id)
 			return missing("No such container: %s", c.params[0])
 		}
 		return err
 	}
-	c.unnamed(id)
-	c.stopped(id)
+	c.removed(id)
 	return c.reply(res)
 }
 
 // renameContainer is POST /containers/{id}/rename.
 func renameContainer(c *call) error {
-	id, record, err := c.containerRecord(c.params[0])
+	id, record, err := c.theContainer()
 	if err != nil {
 		return err
 	}
@@ -304,7 +303,7 @@ func renameContainer(c *call) error {
 
 // updateContainer is POST /containers/{id}/update.
 func updateContainer(c *call) error {
-	id, record, err := c.containerRecord(c.params[0])
+	id, record, err := c.theContainer()
 	if err != nil {
 		return err
 	}
@@ -332,8 +331,7 @@ func pruneContainers(c *call) error {
 	return c.rewritten("/containers/prune", func(v any) any {
 		for _, id := range list(object(v)["ContainersDeleted"]) {
 			if s, ok := id.(string); ok {
-				c.unnamed(s)
-				c.stopped(s)
+				c.removed(s)
 			}
 		}
 		return v
@@ -342,7 +340,7 @@ func pruneContainers(c *call) error {
 
 // copyIn is PUT /containers/{id}/archive.
 func copyIn(c *call) error {
-	id, err := c.container(c.params[0])
+	id, _, err := c.theContainer()
 	if err != nil {
 		return err
 	}
@@ -417,7 +415,7 @@ func (c *call) made(named interface{ String() string }, stored string) error {
 
 // execIn is POST /containers/{id}/exec.
 func execIn(c *call) error {
-	id, record, err := c.containerRecord(c.params[0])
+	id, record, err := c.theContainer()
 	if err != nil {
 		return err
 	}

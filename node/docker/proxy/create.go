@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
@@ -74,6 +75,13 @@ func createContainer(c *call) error {
 	}
 	c.finish()
 	v, res, err := c.ask(http.MethodPost, "/containers/create", query, body)
+	if errdefs.IsNotFound(err) && strings.Contains(err.Error(), "network "+c.job.Key) {
+		// Someone has pruned the networks of the daemon.
+		c.forgetNetwork()
+		if _, err = c.ownNetwork(c.ctx); err == nil {
+			v, res, err = c.ask(http.MethodPost, "/containers/create", query, body)
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -181,7 +189,7 @@ func (c *call) join(body *container.CreateRequest, name string) error {
 	}
 	for i, from := range h.VolumesFrom {
 		ref, mode, cut := strings.Cut(from, ":")
-		id, err := c.container(ref)
+		id, err := c.another(ref)
 		if err != nil {
 			return err
 		}
@@ -258,7 +266,7 @@ func (c *call) links(links []string) ([]string, error) {
 		if !ok {
 			alias = name
 		}
-		id, err := c.container(name)
+		id, err := c.another(name)
 		if err != nil {
 			return nil, err
 		}
@@ -273,8 +281,18 @@ func joined[M ~string](c *call, mode M) (M, error) {
 	if !ok {
 		return mode, nil
 	}
-	id, err := c.container(ref)
+	id, err := c.another(ref)
 	return M("container:" + id), err
+}
+
+// another resolves another container that the new one is to go with. That it
+// is missing is not what clients take "not found" for here: the image.
+func (c *call) another(ref string) (string, error) {
+	id, err := c.container(ref)
+	if err != nil {
+		return "", invalid("joining network namespace of container: %v", err)
+	}
+	return id, nil
 }
 
 // mounts translates what is mounted.

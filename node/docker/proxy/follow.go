@@ -16,8 +16,7 @@ func (p *Proxy) Event(ctx context.Context, action, id string) {
 		return // it is just being made
 	}
 	if action == "destroy" {
-		p.unnamed(id)
-		p.stopped(id)
+		p.removed(id)
 		return
 	}
 	p.settle(ctx, id)
@@ -42,8 +41,7 @@ func (p *Proxy) CatchUp(ctx context.Context) {
 		if there[id] {
 			p.settle(ctx, id)
 		} else {
-			p.unnamed(id)
-			p.stopped(id)
+			p.removed(id)
 		}
 	}
 }

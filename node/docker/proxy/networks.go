@@ -52,6 +52,13 @@ func (p *Proxy) ownNetwork(ctx context.Context) (id string, err error) {
 	return p.network, nil
 }
 
+// forgetNetwork has the job's network be looked for again.
+func (p *Proxy) forgetNetwork() {
+	p.networkOnce.Lock()
+	defer p.networkOnce.Unlock()
+	p.network = ""
+}
+
 // upper is the first address of the upper half of a network.
 func upper(n netip.Prefix) netip.Addr {
 	b := n.Addr().As4()
@@ -89,7 +96,7 @@ func (c *call) networkName(ref string) (name, id string, err error) {
 			return c.inner(r.Name), id, nil
 		}
 	}
-	id, ok := prefixed(c.objects.networks, ref)
+	id, ok := prefixed(c.objects.networks, ref, nil)
 	if ok {
 		name = c.inner(c.objects.networks[id].Name)
 	}
@@ -205,43 +212,61 @@ func createNetwork(c *call) (err error) {
 		}
 	}()
 
-	ipam, router, err := c.addressing(body.IPAM, record)
-	if err != nil {
-		return err
-	}
-	undo := func() {
-		if record.Subnet != "" {
-			if s, err := netip.ParsePrefix(record.Subnet); err == nil {
-				c.freeSubnet(s)
-			}
-		}
-	}
-	c.finish()
-	link, err := c.Networks.Extend(c.ctx, c.job.Network, nth, router)
-	if err != nil {
-		undo()
-		return err
-	}
-	spec := c.spec(c.inner(body.Name), link)
-	spec.Internal, spec.Attachable, spec.Labels, spec.IPAM = body.Internal, body.Attachable, c.label(body.Labels), ipam
+	spec := c.spec(c.inner(body.Name), "")
+	spec.Internal, spec.Attachable, spec.Labels = body.Internal, body.Attachable, c.label(body.Labels)
 	if mtu := body.Options[mtuOption]; mtu != "" {
 		spec.Options[mtuOption] = mtu
 	}
-	v, res, err := c.ask(http.MethodPost, "/networks/create", nil, spec)
-	if err == nil {
-		id = text(v, "Id")
-		if err = c.Ledger.Put(c.job.Key, ledger.Network, id, record); err != nil {
-			_ = c.Engine.Call(context.WithoutCancel(c.ctx), http.MethodDelete, "/networks/"+escape(id), nil, nil, nil)
+	c.finish()
+	var v any
+	var res *http.Response
+	for range subnetTries {
+		if v, res, err = c.tryNetwork(body.IPAM, spec, record); err == nil || record.Subnet == "" || !strings.Contains(err.Error(), "overlaps") {
+			break
 		}
+		// Of someone else's on this daemon: it stays taken for as long as this lasts.
+		if s, parseErr := netip.ParsePrefix(record.Subnet); parseErr == nil {
+			defer c.freeSubnet(s)
+		}
+		record.Subnet = ""
 	}
 	if err != nil {
-		undo()
-		if left := c.Networks.Withdraw(c.job.Network, nth); left != nil {
-			c.log.WithError(left).Warn("cannot remove a bridge before its job ends")
-		}
 		return err
 	}
+	id = text(v, "Id")
 	return c.answer(res.StatusCode, v)
+}
+
+// subnetTries is how many subnets are tried.
+const subnetTries = 32
+
+// tryNetwork makes a bridge and tells dockerd of it.
+func (c *call) tryNetwork(asked *network.IPAM, spec *network.CreateRequest, record *networkRecord) (v any, res *http.Response, err error) {
+	var router netip.Prefix
+	if spec.IPAM, router, err = c.addressing(asked, record); err != nil {
+		return nil, nil, err
+	}
+	link, err := c.Networks.Extend(c.ctx, c.job.Network, record.Nth, router)
+	if err == nil {
+		spec.Options["com.docker.network.bridge.name"] = link
+		if v, res, err = c.ask(http.MethodPost, "/networks/create", nil, spec); err == nil {
+			id := text(v, "Id")
+			if err = c.Ledger.Put(c.job.Key, ledger.Network, id, record); err != nil {
+				_ = c.Engine.Call(c.ctx, http.MethodDelete, "/networks/"+escape(id), nil, nil, nil) // else its label tells
+			}
+		}
+		if err != nil {
+			if left := c.Networks.Withdraw(c.job.Network, record.Nth); left != nil {
+				c.log.WithError(left).Warn("cannot remove a bridge before its job ends")
+			}
+		}
+	}
+	if err != nil && !strings.Contains(err.Error(), "overlaps") {
+		if s, parseErr := netip.ParsePrefix(record.Subnet); parseErr == nil {
+			c.freeSubnet(s)
+		}
+	}
+	return v, res, err
 }
 
 const mtuOption = "com.docker.network.driver.mtu"

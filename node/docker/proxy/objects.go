@@ -44,12 +44,14 @@ type objects struct {
 	images     map[string]bool // digests of those without a name
 	hidden     map[string]bool // names that the job has removed
 	execs      map[string]string
+	gone       map[string]bool // of the containers
 }
 
 func (o *objects) init() {
 	o.containers, o.byName = map[string]*containerRecord{}, map[string]string{}
 	o.networks, o.volumes = map[string]*networkRecord{}, map[string]bool{}
 	o.images, o.hidden, o.execs = map[string]bool{}, map[string]bool{}, map[string]string{}
+	o.gone = map[string]bool{}
 }
 
 // recall reads what is on record.
@@ -112,20 +114,20 @@ func (p *Proxy) containerRecord(ref string) (string, *containerRecord, error) {
 	if id, ok := p.objects.byName[name]; ok {
 		return id, p.objects.containers[id], nil
 	}
-	if id, ok := prefixed(p.objects.containers, name); ok {
+	if id, ok := prefixed(p.objects.containers, name, p.objects.gone); ok {
 		return id, p.objects.containers[id], nil
 	}
 	return "", nil, missing("No such container: %s", ref)
 }
 
-// prefixed finds the one id that begins with a part of it.
-func prefixed[V any](all map[string]V, part string) (string, bool) {
+// prefixed finds the one id that begins with a part of it, but for some.
+func prefixed[V any](all map[string]V, part string, but map[string]bool) (string, bool) {
 	if !partPattern.MatchString(part) {
 		return "", false
 	}
 	found := ""
 	for id := range all {
-		if strings.HasPrefix(id, part) {
+		if strings.HasPrefix(id, part) && !but[id] {
 			if found != "" {
 				return "", false
 			}
@@ -156,4 +158,13 @@ func (p *Proxy) unnamed(id string) {
 	if r := p.objects.containers[id]; r != nil && p.objects.byName[r.Name] == id {
 		delete(p.objects.byName, r.Name)
 	}
+}
+
+// removed notes that a container is no more, and gives its name and ports free.
+func (p *Proxy) removed(id string) {
+	p.unnamed(id)
+	p.objects.mu.Lock()
+	p.objects.gone[id] = true
+	p.objects.mu.Unlock()
+	p.stopped(id)
 }

@@ -185,10 +185,15 @@ func (c *call) fail(err error) {
 	if errors.As(err, &answered) {
 		status = answered.Status
 	}
+	text := c.outerText(err.Error())
+	if c.ref != "" {
+		// As the job called it, where dockerd was told the id.
+		text = strings.Replace(text, c.refID, c.ref, 1)
+	}
 	c.log.WithError(err).WithField("call", c.r.Method+" "+c.path).Debug("refused a docker call")
 	c.w.Header().Set("Content-Type", "application/json")
 	c.w.WriteHeader(status)
-	_ = json.NewEncoder(c.w).Encode(map[string]string{"message": c.outerText(err.Error())})
+	_ = json.NewEncoder(c.w).Encode(map[string]string{"message": text})
 }
 
 // refuse is an error for what a job may not do, with what it may.

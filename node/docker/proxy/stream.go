@@ -16,7 +16,7 @@ import (
 
 // attach is POST /containers/{id}/attach.
 func attach(c *call) error {
-	id, err := c.container(c.params[0])
+	id, _, err := c.theContainer()
 	if err != nil {
 		return err
 	}
@@ -25,7 +25,7 @@ func attach(c *call) error {
 
 // attachSocket is GET /containers/{id}/attach/ws.
 func attachSocket(c *call) error {
-	id, err := c.container(c.params[0])
+	id, _, err := c.theContainer()
 	if err != nil {
 		return err
 	}

@@ -241,6 +241,9 @@ func notSwarm(*call) error {
 	return errdefs.ErrUnavailable.WithMessage("This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.")
 }
 
+// noPlugin is what dockerd says of a plugin that there is not.
+func noPlugin(c *call) error { return missing("plugin %q not found", c.params[0]) }
+
 func no(what string) func(*call) error {
 	return func(*call) error { return refuse("%s", what) }
 }

@@ -103,7 +103,7 @@ func all() []*operation {
 		// Plugins and swarms: not for jobs.
 		op(get, "/plugins", answered, nothing([]any{})),
 		op(get, "/plugins/privileges", refused, plugin),
-		op(get, "/plugins/{image}/json", refused, plugin),
+		op(get, "/plugins/{image}/json", answered, noPlugin),
 		op(del, "/plugins/{image}", refused, plugin),
 		op(post, "/plugins/pull", refused, plugin),
 		op(post, "/plugins/create", refused, plugin),

@@ -47,7 +47,7 @@ func (r *Registry) Pull(ctx context.Context, p Pull, say func(Message)) error {
 	}
 	name, desc, err := resolver.Resolve(ctx, p.Named.String())
 	if err != nil {
-		return refused(p.Named, err)
+		return refused(p.Named, fmt.Errorf("failed to resolve reference %q: %w", p.Named, err))
 	}
 	id := "latest"
 	if tagged, ok := p.Named.(reference.Tagged); ok {
@@ -55,14 +55,18 @@ func (r *Registry) Pull(ctx context.Context, p Pull, say func(Message)) error {
 	} else if digested, ok := p.Named.(reference.Digested); ok {
 		id = digested.Digest().String()
 	}
-	say(Message{ID: id, Status: "Pulling from " + reference.FamiliarName(reference.TrimNamed(p.Named))})
+	say(Message{ID: id, Status: "Pulling from " + reference.Path(p.Named)})
 
 	before, err := r.Client.ImageService().Get(ctx, p.Stored)
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("look up image %s: %w", p.Named, err)
 	}
 	fresh := err != nil || before.Target.Digest != desc.Digest
-	layers := &layers{say: say, seen: map[digest.Digest]*layer{}}
+	tell := say
+	if !fresh {
+		tell = func(Message) {} // there is nothing to fetch
+	}
+	layers := &layers{say: tell, seen: map[digest.Digest]*layer{}}
 	watching, stop := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() { layers.watch(watching, r.Client) })
