@@ -22,7 +22,7 @@ import (
 )
 
 // request calls an endpoint as it is: no client is in the way.
-func request(t *testing.T, socket, method, path, body string, headers ...string) (int, string) {
+func request(t testing.TB, socket, method, path, body string, headers ...string) (int, string) {
 	t.Helper()
 	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)

@@ -114,4 +114,3 @@ func runtimeDir(t *testing.T) string {
 	t.Helper()
 	return node.Config.Runtime.Path
 }
-

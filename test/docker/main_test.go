@@ -111,7 +111,7 @@ func profiles(c *config.Config) {
 }
 
 // enqueue makes a job for the runner of a profile.
-func enqueue(t *testing.T, profile string, spec gitlab.JobSpec) *gitlab.Job {
+func enqueue(t testing.TB, profile string, spec gitlab.JobSpec) *gitlab.Job {
 	t.Helper()
 	if missing != "" {
 		t.Skip(missing)
@@ -142,7 +142,7 @@ func enqueue(t *testing.T, profile string, spec gitlab.JobSpec) *gitlab.Job {
 }
 
 // ended waits for a job's end, and shows its log when the test fails.
-func ended(t *testing.T, j *gitlab.Job) gitlab.State {
+func ended(t testing.TB, j *gitlab.Job) gitlab.State {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*time.Minute)
 	defer cancel()
@@ -157,13 +157,13 @@ func ended(t *testing.T, j *gitlab.Job) gitlab.State {
 // a job that waits, to be looked at from outside.
 type job struct {
 	*gitlab.Job
-	t         *testing.T
+	t         testing.TB
 	admission *api.Admission
 	released  bool
 }
 
 // hold starts a job that runs until the test ends.
-func hold(t *testing.T, profile string, spec gitlab.JobSpec) *job {
+func hold(t testing.TB, profile string, spec gitlab.JobSpec) *job {
 	t.Helper()
 	spec.Script = append(spec.Script, "echo the job is up", "while [ ! -e /builds/go ]; do sleep 0.1; done")
 	j := &job{t: t, Job: enqueue(t, profile, spec)}
@@ -216,7 +216,7 @@ func (j *job) docker(args ...string) (string, error) {
 	return client(j.t, "unix://"+j.socket(), "", args...)
 }
 
-func client(t *testing.T, host, stdin string, args ...string) (string, error) {
+func client(t testing.TB, host, stdin string, args ...string) (string, error) {
 	t.Helper()
 	if cli == "" {
 		t.Skip("docker is not installed")

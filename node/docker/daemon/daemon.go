@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/config"
@@ -207,6 +208,10 @@ func (d *Daemon) Stop(ctx context.Context) (err error) {
 			err = d.supervisor.Stop(ctx)
 		}
 		if d.config.Docker.Managed {
+			// dockerd mounts its root on itself, and forgets it when it is killed.
+			if left := unix.Unmount(d.root(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); left != nil && !errors.Is(left, unix.EINVAL) && !errors.Is(left, unix.ENOENT) {
+				err = errors.Join(err, fmt.Errorf("unmount dockerd's root: %w", left))
+			}
 			if left := os.Remove(d.Socket()); left != nil && !errors.Is(left, os.ErrNotExist) {
 				err = errors.Join(err, left)
 			}
