@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/net/netutil"
 	"golang.org/x/sys/unix"
 
 	"gitlab.com/berth-ci/berth/node/docker/proxy"
@@ -26,6 +27,10 @@ const (
 	plainPort = "2375"
 	tlsPort   = "2376"
 )
+
+// maxConnections is how many a job may have to each of its listeners, so that
+// it cannot starve others of descriptors.
+const maxConnections = 1000
 
 // What is in an endpoint's directory: the socket, in a directory that
 // containers get whole, since a later berthd makes another socket; and
@@ -95,7 +100,9 @@ func (d *Docker) open(job Job, view *proxy.Proxy) (_ *endpoint, err error) {
 	}); err != nil {
 		return nil, fmt.Errorf("listen on the job's network: %w", err)
 	}
-	for _, l := range e.listeners {
+	for i, l := range e.listeners {
+		l = netutil.LimitListener(l, maxConnections)
+		e.listeners[i] = l
 		go func() { _ = e.server.Serve(sortOut(l, view.Builds())) }() // until it is closed
 	}
 	return e, nil

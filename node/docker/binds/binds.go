@@ -59,6 +59,9 @@ func (s *Stage) Close() error {
 	return os.Remove(s.dir)
 }
 
+// maxBinds is how many a job may have: the kernel bounds mounts for all.
+const maxBinds = 1000
+
 // Bind is a pinned mount.
 type Bind struct {
 	// Path of the mount on the node.
@@ -88,6 +91,9 @@ func (s *Stage) Pin(_ context.Context, r Request) (Bind, error) {
 	dir := filepath.Join(s.dir, r.Job)
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return Bind{}, fmt.Errorf("pin bind source: %w", err)
+	}
+	if there, err := os.ReadDir(dir); err != nil || len(there) >= maxBinds {
+		return Bind{}, fmt.Errorf("bind source %q: the job's containers have %d already, remove some: %w", r.Path, len(there), errors.Join(err, errdefs.ErrResourceExhausted))
 	}
 	tree, err := take(r)
 	if err != nil {
@@ -121,6 +127,21 @@ func (s *Stage) place(dir string, directory bool) (string, error) {
 			return target, err
 		}
 	}
+}
+
+// Unpin removes a mount that nothing needs any more; containers that have it
+// keep it.
+func (s *Stage) Unpin(target string) error {
+	if filepath.Dir(filepath.Dir(target)) != s.dir {
+		return fmt.Errorf("unpin %s: it is not on the stage: %w", target, errdefs.ErrInvalidArgument)
+	}
+	if err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unpin %s: %w", target, err)
+	}
+	if err := os.Remove(target); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("unpin %s: %w", target, err)
+	}
+	return nil
 }
 
 // Release removes a job's mounts. None is no error.

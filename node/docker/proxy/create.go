@@ -19,7 +19,7 @@ import (
 )
 
 // createContainer is POST /containers/create.
-func createContainer(c *call) error {
+func createContainer(c *call) (err error) {
 	var body container.CreateRequest
 	if err := c.decode(&body); err != nil {
 		return err
@@ -43,6 +43,11 @@ func createContainer(c *call) error {
 		return err
 	}
 	record := &containerRecord{Name: name, Image: body.Image, HostConfig: asked, Sources: map[string]string{}}
+	defer func() {
+		if err != nil {
+			c.unpin(record)
+		}
+	}()
 	h := body.HostConfig
 	privileged := c.mayBePrivileged(image)
 	if err := c.checkHost(h, privileged); err != nil {

@@ -164,7 +164,12 @@ func (p *Proxy) unnamed(id string) {
 func (p *Proxy) removed(id string) {
 	p.unnamed(id)
 	p.objects.mu.Lock()
+	first := !p.objects.gone[id]
 	p.objects.gone[id] = true
+	record := p.objects.containers[id]
 	p.objects.mu.Unlock()
 	p.stopped(id)
+	if first && record != nil {
+		p.unpin(record)
+	}
 }

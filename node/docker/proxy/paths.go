@@ -26,6 +26,15 @@ func (c *call) pin(path string, create bool, record *containerRecord) (source st
 	return b.Path, b.ReadOnly, nil
 }
 
+// unpin removes the mounts of a container that is no more, or never was.
+func (p *Proxy) unpin(record *containerRecord) {
+	for source := range record.Sources {
+		if err := p.Binds.Unpin(source); err != nil {
+			p.log.WithError(err).Warn("cannot remove a bind before its job ends")
+		}
+	}
+}
+
 // buildPID is the first process of the build container.
 func (c *call) buildPID() (int, error) {
 	made, err := c.Client.LoadContainer(c.ctx, c.job.Container)
