@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 
+	"gitlab.com/berth-ci/berth/buildkit/builds"
 	"gitlab.com/berth-ci/berth/node/docker"
 	"gitlab.com/berth-ci/berth/node/docker/names"
 	"gitlab.com/berth-ci/berth/node/docker/proxy"
@@ -78,11 +79,10 @@ func (d dockerBuilds) builder() (*builder, error) {
 func (d dockerBuilds) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	j, err := d.builder()
 	if err == nil {
-		if e, openErr := d.of.endpoint(j); openErr == nil {
+		var e *builds.Endpoint
+		if e, err = d.of.endpoint(j); err == nil {
 			e.Handler().ServeHTTP(w, r)
 			return
-		} else {
-			err = openErr
 		}
 	}
 	http.Error(w, fmt.Sprintf("{\"message\":%q}", err.Error()), http.StatusServiceUnavailable)

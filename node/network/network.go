@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
@@ -109,7 +110,7 @@ func (p *Pool) destroy(n Network) error {
 	if err != nil {
 		return err
 	}
-	links := append(further, n.Uplink, p.config.link(routerLink, n.Slot), n.Bridge)
+	links := slices.Concat(further, []string{n.Uplink, p.config.link(routerLink, n.Slot), n.Bridge})
 	for nth := range endpoints {
 		links = append(links, p.endpointLink(n, nth))
 	}

@@ -19,7 +19,7 @@ import (
 const session = `
 pull $IMAGE
 pull -q $IMAGE
-images --format {{.Repository}}:{{.Tag}}
+images --filter reference=$IMAGE --format {{.Repository}}:{{.Tag}}
 create --name c1 --label a=b --env X=y --hostname h --workdir /tmp $IMAGE sh -c "echo out; echo err >&2; exec sleep 1000"
 ps -a --format {{.Names}}|{{.Image}}|{{.Command}}|{{.Status}}|{{.Ports}}|{{.Labels}}
 start c1
@@ -63,7 +63,6 @@ stop -t 0 c2
 rm c2
 rm c2
 run --name fails $IMAGE sh -c "exit 5"
-ps -aq --filter status=exited --format {{.Names}}
 ps -a --filter name=^/fails$ --format {{.Names}}
 ps -a --filter name=ail --format {{.Names}}|{{.Status}}
 rm -f fails

@@ -304,7 +304,7 @@ func clone(fd int, at string, mounts *os.File) (tree, error) {
 	if err := unix.Fstatfs(fd, &fs); err != nil {
 		return tree{}, err
 	}
-	if !ordinary[int64(fs.Type)] {
+	if !ordinary[fs.Type] {
 		return tree{}, fmt.Errorf("it is on a file system of the kernel's own (type %#x), which is not shared: %w", fs.Type, errdefs.ErrPermissionDenied)
 	}
 	var stat unix.Stat_t

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // Kinds of objects.
@@ -38,7 +39,7 @@ func Open(path string) (*Ledger, error) {
 		return bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 5 * time.Second, NoSync: true, NoFreelistSync: true})
 	}
 	db, err := open()
-	if err != nil && !errors.Is(err, bbolt.ErrTimeout) && !errors.Is(err, os.ErrPermission) {
+	if err != nil && !errors.Is(err, bolterrors.ErrTimeout) && !errors.Is(err, os.ErrPermission) {
 		if os.Rename(path, path+".damaged") == nil {
 			db, err = open()
 		}
@@ -88,7 +89,7 @@ func (l *Ledger) Delete(job, kind, id string) error {
 func (l *Ledger) Remove(job string) error {
 	return l.update("forget", "job", func(tx *bbolt.Tx) error {
 		err := tx.DeleteBucket([]byte(job))
-		if errors.Is(err, bbolt.ErrBucketNotFound) {
+		if errors.Is(err, bolterrors.ErrBucketNotFound) {
 			return nil
 		}
 		return err

@@ -105,7 +105,7 @@ func (c *call) pass(method, path string, query url.Values, body any) error {
 // reply passes an answer on, at once as it comes.
 func (c *call) reply(res *http.Response) error {
 	defer res.Body.Close()
-	c.headers(res)
+	c.headers(res.Header)
 	c.begin(res.StatusCode)
 	if c.r.Method == http.MethodHead {
 		return nil
@@ -120,8 +120,8 @@ func (c *call) reply(res *http.Response) error {
 }
 
 // headers are the answer's, but for those of the connection.
-func (c *call) headers(res *http.Response) {
-	for name, values := range res.Header {
+func (c *call) headers(h http.Header) {
+	for name, values := range h {
 		switch name {
 		case "Connection", "Upgrade", "Transfer-Encoding", "Keep-Alive", "Date":
 		default:
@@ -151,19 +151,25 @@ func (f *flushing) Write(b []byte) (int, error) {
 
 // ask asks dockerd for something in JSON, as it is in the version that the job
 // speaks.
-func (c *call) ask(method, path string, query url.Values, body any) (any, *http.Response, error) {
+func (c *call) ask(method, path string, query url.Values, body any) (any, head, error) {
 	res, err := c.send(method, path, query, body)
 	if err != nil {
-		return nil, nil, err
+		return nil, head{}, err
 	}
 	defer res.Body.Close()
 	d := json.NewDecoder(res.Body)
 	d.UseNumber()
 	var v any
 	if err := d.Decode(&v); err != nil {
-		return nil, nil, fmt.Errorf("read the docker daemon's answer: %w: %w", err, errdefs.ErrInternal)
+		return nil, head{}, fmt.Errorf("read the docker daemon's answer: %w: %w", err, errdefs.ErrInternal)
 	}
-	return v, res, nil
+	return v, head{res.StatusCode, res.Header}, nil
+}
+
+// head is what comes before the body of an answer.
+type head struct {
+	StatusCode int
+	Header     http.Header
 }
 
 // answer sends JSON.
@@ -180,7 +186,7 @@ func (c *call) rewritten(path string, change func(any) any) error {
 	if err != nil {
 		return err
 	}
-	c.headers(res)
+	c.headers(res.Header)
 	return c.answer(res.StatusCode, change(v))
 }
 

@@ -181,7 +181,7 @@ func inspectContainer(c *call) error {
 			if json.Unmarshal(record.HostConfig, &asked) == nil {
 				for _, key := range askedFor {
 					// What dockerd fills in where nothing was asked is as good.
-					if value, ok := asked[key]; ok && !(key == "IpcMode" && value == "") {
+					if value, ok := asked[key]; ok && (key != "IpcMode" || value != "") {
 						h[key] = value
 					}
 				}

@@ -146,14 +146,14 @@ func (n *Node) freeSubnet(s netip.Prefix) {
 // HoldSubnets keeps the subnets of a job of an earlier berthd from being given
 // out.
 func (p *Proxy) HoldSubnets() {
-	p.Node.subnets.mu.Lock()
-	defer p.Node.subnets.mu.Unlock()
-	if p.Node.subnets.used == nil {
-		p.Node.subnets.used = map[netip.Prefix]bool{}
+	p.subnets.mu.Lock()
+	defer p.subnets.mu.Unlock()
+	if p.subnets.used == nil {
+		p.subnets.used = map[netip.Prefix]bool{}
 	}
 	for _, r := range p.objects.networks {
 		if s, err := netip.ParsePrefix(r.Subnet); err == nil {
-			p.Node.subnets.used[s] = true
+			p.subnets.used[s] = true
 		}
 	}
 }
@@ -219,7 +219,7 @@ func createNetwork(c *call) (err error) {
 	}
 	c.finish()
 	var v any
-	var res *http.Response
+	var res head
 	for range subnetTries {
 		if v, res, err = c.tryNetwork(body.IPAM, spec, record); err == nil || record.Subnet == "" || !strings.Contains(err.Error(), "overlaps") {
 			break
@@ -241,10 +241,10 @@ func createNetwork(c *call) (err error) {
 const subnetTries = 32
 
 // tryNetwork makes a bridge and tells dockerd of it.
-func (c *call) tryNetwork(asked *network.IPAM, spec *network.CreateRequest, record *networkRecord) (v any, res *http.Response, err error) {
+func (c *call) tryNetwork(asked *network.IPAM, spec *network.CreateRequest, record *networkRecord) (v any, res head, err error) {
 	var router netip.Prefix
 	if spec.IPAM, router, err = c.addressing(asked, record); err != nil {
-		return nil, nil, err
+		return nil, head{}, err
 	}
 	link, err := c.Networks.Extend(c.ctx, c.job.Network, record.Nth, router)
 	if err == nil {

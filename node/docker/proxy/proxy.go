@@ -162,7 +162,7 @@ func (p *Proxy) touch(method string) error {
 func (p *Proxy) guard(f func() error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			if v == http.ErrAbortHandler {
+			if aborted, ok := v.(error); ok && errors.Is(aborted, http.ErrAbortHandler) {
 				panic(v)
 			}
 			p.log.Errorf("panic: %v", v)

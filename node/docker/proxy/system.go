@@ -138,7 +138,7 @@ func events(c *call) error {
 		return err
 	}
 	defer res.Body.Close()
-	c.headers(res)
+	c.headers(res.Header)
 	c.begin(http.StatusOK)
 	control := http.NewResponseController(c.w)
 	if err := control.Flush(); err != nil {

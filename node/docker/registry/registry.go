@@ -67,7 +67,7 @@ const (
 func (r *Registry) resolver(ctx context.Context, named reference.Named, login registry.AuthConfig, tracker docker.StatusTracker) (remotes.Resolver, error) {
 	domain := reference.Domain(named)
 	options := config.HostOptions{Credentials: func(host string) (string, string, error) {
-		if host != domain && !(domain == hub && host == hubHost) {
+		if host != domain && (domain != hub || host != hubHost) {
 			return "", "", nil
 		}
 		if login.IdentityToken != "" {
