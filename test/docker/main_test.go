@@ -60,6 +60,9 @@ func run(m *testing.M) (status int, err error) {
 		return 0, err
 	}
 	defer os.RemoveAll(scratch)
+	if err := os.MkdirAll(filepath.Join(scratch, "given"), 0o777); err != nil {
+		return 0, err
+	}
 	if programs, err = testnode.Build(ctx, scratch); err != nil {
 		return 0, err
 	}
@@ -100,8 +103,9 @@ func run(m *testing.M) (status int, err error) {
 
 func profiles(c *config.Config) {
 	defaults := testnode.Profile(registry)
+	defaults.Mounts = []string{scratch + "/given:/given:ro"}
 	if cli != "" {
-		defaults.Mounts = []string{cli + ":/usr/local/bin/docker:ro"}
+		defaults.Mounts = append(defaults.Mounts, cli+":/usr/local/bin/docker:ro")
 	}
 	without := defaults
 	without.Docker = false

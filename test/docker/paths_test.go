@@ -40,9 +40,13 @@ func TestPaths(t *testing.T) {
 		require.Error(t, err, "%s: %s", path, out)
 	}
 	// What the operator gave to be read is not to be written.
-	out, err := j.docker("run", "--rm", "-v", "/usr/local/bin/docker:/x:rw", busybox, "sh", "-c", "echo evil >>/x")
-	require.Error(t, err, out)
-	require.Contains(t, out, "Read-only")
+	for _, mount := range []string{"-v=/given:/x:rw", "-v=/given:/x", "--mount=type=bind,source=/given,target=/x"} {
+		out, err := j.docker("run", "--rm", mount, busybox, "touch", "/x/evil")
+		require.Error(t, err, out)
+		require.Contains(t, out, "Read-only")
+	}
+	out, _ := j.docker("run", "--rm", "-v", "/:/x", busybox, "touch", "/x/given/evil")
+	require.NoFileExists(t, filepath.Join(scratch, "given", "evil"), out)
 	// The socket of the job is the job's docker.
 	j.must("run", "--rm", "-v", "/var/run/docker.sock:/var/run/docker.sock", busybox, "test", "-S", "/var/run/docker.sock")
 	mounts, err := filepath.Glob(filepath.Join(node.Config.State, "docker", "binds", j.admission.Job, "*"))

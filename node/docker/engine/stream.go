@@ -47,7 +47,7 @@ func (e *Engine) Hijack(r *http.Request, answered func(*http.Response) (net.Conn
 		return fmt.Errorf("reach the docker daemon: %w: %w", err, errdefs.ErrUnavailable)
 	}
 	br := bufio.NewReaderSize(conn, buffer)
-	res, err := http.ReadResponse(br, r)
+	res, err := http.ReadResponse(br, r) //nolint:bodyclose // the body is the stream, and ends with the connection
 	if err != nil {
 		return fmt.Errorf("read the docker daemon's answer: %w: %w", err, errdefs.ErrUnavailable)
 	}
