@@ -78,6 +78,7 @@ ROUNDS ?= 10
 
 bench: root deps runtime ## print the overhead of a job beside bare and docker (root)
 	$(GO) test -count=1 -run '^$$' -bench . -benchtime=$(ROUNDS)x -timeout=30m ./test/bench
+	$(GO) test -count=1 -run '^$$' -bench . -timeout=30m ./test/docker
 
 demo: root deps all runtime ## run the example pipeline from nothing, with times (root)
 	$(GO) run ./test/cmd/demo

@@ -2,6 +2,7 @@ package executor
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -28,6 +29,20 @@ type ImageGrant struct {
 	Platform     string   `json:"platform,omitempty"`
 	User         string   `json:"user,omitempty"`
 	Privileged   bool     `json:"privileged,omitempty"`
+	// Docker marks a service that is a docker daemon: the node's answers in
+	// its place, and no container is started.
+	Docker bool `json:"docker,omitempty"`
+}
+
+// HasDocker tells whether a service is answered by the node's docker.
+func (g *Grant) HasDocker() bool {
+	return slices.ContainsFunc(g.Services, func(s ImageGrant) bool { return s.Docker })
+}
+
+// isDind recognises docker:dind, of whatever version and registry.
+func isDind(named reference.Named) bool {
+	tagged, ok := named.(reference.Tagged)
+	return ok && path.Base(reference.Path(named)) == "docker" && strings.Contains(tagged.Tag(), "dind")
 }
 
 // Limits hold for all containers of a job together; zero is no limit.
@@ -71,6 +86,9 @@ func (p Profile) Grant(name string, r Request) (*Grant, error) {
 			}
 		}
 		service.Aliases = ServiceNames(s.Name, s.Aliases)
+		if named, err := reference.ParseDockerRef(s.Name); err == nil && p.Docker && isDind(named) {
+			service.Docker, service.Privileged = true, false
+		}
 		g.Services = append(g.Services, service)
 	}
 	if g.Limits, err = p.grantLimits(name, r.Variables); err != nil {
@@ -84,7 +102,7 @@ func (p Profile) grantImage(profile, what string, r ImageRequest, allowed, privi
 	if err != nil {
 		return ImageGrant{}, Failf("%s %q is not an image name: %w; expected something like golang:1.26 or registry.example.com/group/app@sha256:…", what, r.Name, err)
 	}
-	if !matchImage(allowed, r.Name, named) {
+	if !MatchImage(allowed, r.Name, named) {
 		return ImageGrant{}, Failf("%s %q is not allowed by profile %q; allowed are: %s", what, r.Name, profile, strings.Join(allowed, ", "))
 	}
 	policies := r.PullPolicies
@@ -101,7 +119,7 @@ func (p Profile) grantImage(profile, what string, r ImageRequest, allowed, privi
 		PullPolicies: policies,
 		Platform:     r.Platform,
 		User:         r.User,
-		Privileged:   matchImage(privileged, r.Name, named),
+		Privileged:   MatchImage(privileged, r.Name, named),
 	}, nil
 }
 
@@ -114,9 +132,9 @@ func helperPolicies(policies []string) []string {
 	return []string{PullIfNotPresent}
 }
 
-// matchImage tells whether a pattern matches the image as written or in
+// MatchImage tells whether a pattern matches the image as written or in
 // full: "golang:*" and "docker.io/library/golang:*" both match golang:1.26.
-func matchImage(patterns []string, written string, named reference.Named) bool {
+func MatchImage(patterns []string, written string, named reference.Named) bool {
 	names := []string{written, named.String(), reference.FamiliarString(named)}
 	return slices.ContainsFunc(patterns, func(pattern string) bool {
 		return slices.ContainsFunc(names, func(name string) bool {

@@ -150,3 +150,21 @@ func TestServiceNames(t *testing.T) {
 		require.Equal(t, tt.want, ServiceNames(tt.image, tt.aliases), tt.image)
 	}
 }
+
+func TestDind(t *testing.T) {
+	p := DefaultProfile()
+	for name, docker := range map[string]bool{
+		"docker:dind": true, "docker:24.0.5-dind": true, "docker:27-dind-rootless": true, "registry.example.com:5000/mirror/docker:dind": true,
+		"docker:cli": false, "docker": false, "mydocker:dind": false, "docker-dind:1": false,
+	} {
+		r := Request{Image: ImageRequest{Name: "debian:12"}, Services: []ImageRequest{{Name: name}}}
+		g, err := p.Grant("default", r)
+		require.NoError(t, err)
+		require.Equal(t, docker, g.Services[0].Docker, name)
+		require.Equal(t, docker, g.HasDocker(), name)
+	}
+	p.Docker = false
+	g, err := p.Grant("default", Request{Image: ImageRequest{Name: "debian:12"}, Services: []ImageRequest{{Name: "docker:dind"}}})
+	require.NoError(t, err)
+	require.False(t, g.HasDocker())
+}

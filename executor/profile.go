@@ -34,20 +34,25 @@ type Profile struct {
 	SHMSize    Bytes   `toml:"shm_size" json:"shm_size,omitempty"`
 	SHMSizeMax Bytes   `toml:"shm_size_max" json:"shm_size_max,omitempty"`
 
-	PrivilegedImages   []string          `toml:"privileged_images" json:"privileged_images,omitempty"`
-	PrivilegedServices []string          `toml:"privileged_services" json:"privileged_services,omitempty"`
-	CapAdd             []string          `toml:"cap_add" json:"cap_add,omitempty"`
-	CapDrop            []string          `toml:"cap_drop" json:"cap_drop,omitempty"`
-	Devices            []string          `toml:"devices" json:"devices,omitempty"`
-	Ulimits            map[string]string `toml:"ulimits" json:"ulimits,omitempty"`
-	Sysctls            map[string]string `toml:"sysctls" json:"sysctls,omitempty"`
-	Tmpfs              map[string]string `toml:"tmpfs" json:"tmpfs,omitempty"`
-	ExtraHosts         []string          `toml:"extra_hosts" json:"extra_hosts,omitempty"`
-	DNS                []string          `toml:"dns" json:"dns,omitempty"`
-	DNSSearch          []string          `toml:"dns_search" json:"dns_search,omitempty"`
-	Mounts             []string          `toml:"mounts" json:"mounts,omitempty"`
-	User               string            `toml:"user" json:"user,omitempty"`
-	Environment        map[string]string `toml:"environment" json:"environment,omitempty"`
+	PrivilegedImages   []string `toml:"privileged_images" json:"privileged_images,omitempty"`
+	PrivilegedServices []string `toml:"privileged_services" json:"privileged_services,omitempty"`
+	// Docker gives jobs the node's docker daemon.
+	Docker bool `toml:"docker" json:"docker"`
+	// DockerPrivilegedImages may run privileged in containers that jobs start.
+	DockerPrivilegedImages []string `toml:"docker_privileged_images" json:"docker_privileged_images,omitempty"`
+
+	CapAdd      []string          `toml:"cap_add" json:"cap_add,omitempty"`
+	CapDrop     []string          `toml:"cap_drop" json:"cap_drop,omitempty"`
+	Devices     []string          `toml:"devices" json:"devices,omitempty"`
+	Ulimits     map[string]string `toml:"ulimits" json:"ulimits,omitempty"`
+	Sysctls     map[string]string `toml:"sysctls" json:"sysctls,omitempty"`
+	Tmpfs       map[string]string `toml:"tmpfs" json:"tmpfs,omitempty"`
+	ExtraHosts  []string          `toml:"extra_hosts" json:"extra_hosts,omitempty"`
+	DNS         []string          `toml:"dns" json:"dns,omitempty"`
+	DNSSearch   []string          `toml:"dns_search" json:"dns_search,omitempty"`
+	Mounts      []string          `toml:"mounts" json:"mounts,omitempty"`
+	User        string            `toml:"user" json:"user,omitempty"`
+	Environment map[string]string `toml:"environment" json:"environment,omitempty"`
 
 	WaitForServices Duration    `toml:"wait_for_services" json:"wait_for_services"`
 	Egress          Egress      `toml:"egress" json:"egress"`
@@ -79,6 +84,7 @@ func DefaultProfile() Profile {
 		Wait:                Duration(time.Hour),
 		PIDs:                8192,
 		SHMSize:             64 << 20,
+		Docker:              true,
 		WaitForServices:     Duration(30 * time.Second),
 		Egress:              Egress{Default: "allow"},
 		GPU:                 GPUs{Models: []string{"*"}, Wait: Duration(time.Hour)},

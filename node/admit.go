@@ -161,6 +161,7 @@ func (j *Jobs) furnish(ctx context.Context, e *job, grant *executor.Grant, reque
 		Network:    api.Network{Netns: n.Netns, Address: n.Gateway, Services: make([]api.Endpoint, len(grant.Services))},
 		GPUs:       record.Admission.GPUs,
 	}
+	record.Admission.Docker = j.dockerOf(record.Admission)
 	j.mu.Lock()
 	e.holds = true
 	e.record.Network = n
@@ -172,10 +173,19 @@ func (j *Jobs) furnish(ctx context.Context, e *job, grant *executor.Grant, reque
 	group, ctx := errgroup.WithContext(ctx)
 	start := func(f func() error) { group.Go(func() error { return j.guard(f) }) }
 	start(func() error { return j.Containers.Hold(ctx, e.key) })
-	start(func() error { return j.Dirs.create(dirs) })
+	start(func() error {
+		if err := j.Dirs.create(dirs); err != nil {
+			return err
+		}
+		return j.attachDocker(record)
+	})
 	start(func() error { return j.Cgroups.Create(record.Admission.Cgroup, grant.Limits) })
 	start(func() error {
 		for i, s := range grant.Services {
+			if s.Docker {
+				record.Admission.Network.Services[i] = api.Endpoint{Netns: n.Netns, Address: n.Gateway}
+				continue
+			}
 			endpoint, err := j.Networks.Join(ctx, n, slices.Concat(s.Aliases, []string{s.Name})[0], i)
 			if err != nil {
 				return err

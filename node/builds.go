@@ -16,7 +16,6 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"gitlab.com/berth-ci/berth/buildkit/builds"
-	"gitlab.com/berth-ci/berth/executor"
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/cache"
 	"gitlab.com/berth-ci/berth/node/journal"
@@ -44,7 +43,9 @@ type builders struct {
 	service  *builds.Service
 	networks endpoints
 	images   images.Store
-	log      *logrus.Entry
+	// unnamed notes an image without a name; nil where there is no docker.
+	unnamed func(job, id string) error
+	log     *logrus.Entry
 
 	mu   sync.Mutex
 	jobs map[string]*builder
@@ -95,27 +96,13 @@ func (b *builders) Serve(r journal.Record) error {
 		Key: key, Name: key, Namespace: cache.Namespace(r.Job.Identity), Cgroup: a.Cgroup + "/builds",
 		Network:      &buildNetwork{endpoints: b.networks, network: r.Network, nameserver: a.Network.Address, services: len(a.Network.Services)},
 		Entitlements: a.Grant.Profile.Builds.Entitlements,
-		Find:         b.granted(a.Grant),
 	}}
+	j.job.Image, j.job.Find = b.imageNames(r)
 	b.mu.Lock()
 	b.jobs[key] = j
 	b.mu.Unlock()
 	j.accepts.Go(func() { b.accept(j) })
 	return nil
-}
-
-// granted finds the images that the job runs: what they hold is no secret to it, and FROM needs no registry for them.
-func (b *builders) granted(g executor.Grant) func(context.Context, string) (images.Image, error) {
-	names := map[string]bool{g.Build.Name: true}
-	for _, s := range g.Services {
-		names[s.Name] = true
-	}
-	return func(ctx context.Context, name string) (images.Image, error) {
-		if !names[name] {
-			return images.Image{}, fmt.Errorf("image %s is not one that the job runs: %w", name, errdefs.ErrNotFound)
-		}
-		return b.images.Get(ctx, name)
-	}
 }
 
 // accept hands connections to the job's BuildKit until the listener closes.

@@ -16,6 +16,7 @@ import (
 
 	"gitlab.com/berth-ci/berth/executor"
 	"gitlab.com/berth-ci/berth/node/api"
+	"gitlab.com/berth-ci/berth/node/docker"
 	"gitlab.com/berth-ci/berth/node/journal"
 	"gitlab.com/berth-ci/berth/node/network"
 	"gitlab.com/berth-ci/berth/node/resolver"
@@ -46,6 +47,18 @@ type Names interface {
 	Remove(ctx context.Context, job string) error
 }
 
+// Docker gives jobs docker.
+type Docker interface {
+	// Attach gives a job its endpoint.
+	Attach(job docker.Job) error
+	// End ends a job's endpoint and containers; it is idempotent.
+	End(ctx context.Context, job string) error
+	// Remove removes what else there is of a job, after End; it is idempotent.
+	Remove(ctx context.Context, job string) error
+	// Jobs lists the jobs that have anything.
+	Jobs(ctx context.Context) ([]string, error)
+}
+
 // Cgroups makes and removes the cgroups of jobs.
 type Cgroups interface {
 	Create(path string, l executor.Limits) error
@@ -74,6 +87,7 @@ type Parts struct {
 	Networks   Networks
 	Names      Names
 	GPUs       GPUs
+	Docker     Docker // nil where there is none
 	Caches     Caches
 	Builds     Builds
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -35,6 +36,8 @@ type resolverNames struct {
 	mu    sync.Mutex
 	pid   int // of the resolver that knows the zones
 	zones map[string]resolver.Zone
+	// containers are names of a job's docker containers.
+	containers map[string]map[string][]netip.Addr
 }
 
 // resolverSocket is where berthd controls its resolver.
@@ -47,7 +50,7 @@ func startResolver(ctx context.Context, c *config.Config, version string, log *l
 	if err != nil {
 		return nil, fmt.Errorf("find berthd's own program: %w", err)
 	}
-	n := &resolverNames{client: resolver.NewClient(resolverSocket(c)), zones: map[string]resolver.Zone{}}
+	n := &resolverNames{client: resolver.NewClient(resolverSocket(c)), zones: map[string]resolver.Zone{}, containers: map[string]map[string][]netip.Addr{}}
 	n.supervisor = supervise.New(supervise.Program{
 		Name:    "resolver",
 		Path:    program,
@@ -111,7 +114,7 @@ func (n *resolverNames) teach(ctx context.Context) error {
 	}
 	for job, zone := range n.zones {
 		// The job may be gone by now.
-		if err := n.client.Put(ctx, job, zone); err != nil && !errdefs.IsNotFound(err) {
+		if err := n.client.Put(ctx, job, n.withContainers(job, zone)); err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
 	}
@@ -123,6 +126,7 @@ func (n *resolverNames) teach(ctx context.Context) error {
 func (n *resolverNames) Put(ctx context.Context, job string, z resolver.Zone) error {
 	n.mu.Lock()
 	n.zones[job] = z
+	z = n.withContainers(job, z)
 	n.mu.Unlock()
 	return persist(ctx, func() error { return n.client.Put(ctx, job, z) })
 }
@@ -131,8 +135,34 @@ func (n *resolverNames) Put(ctx context.Context, job string, z resolver.Zone) er
 func (n *resolverNames) Remove(ctx context.Context, job string) error {
 	n.mu.Lock()
 	delete(n.zones, job)
+	delete(n.containers, job)
 	n.mu.Unlock()
 	return persist(ctx, func() error { return n.client.Delete(ctx, job) })
+}
+
+// PutContainers makes the names of a job's docker containers known.
+func (n *resolverNames) PutContainers(ctx context.Context, job string, names map[string][]netip.Addr) error {
+	n.mu.Lock()
+	z, ok := n.zones[job]
+	n.containers[job] = names
+	z = n.withContainers(job, z)
+	n.mu.Unlock()
+	if !ok {
+		return nil // the job ends
+	}
+	return persist(ctx, func() error { return n.client.Put(ctx, job, z) })
+}
+
+// withContainers adds the names of a job's docker containers to a zone, which
+// has the say; n.mu is held.
+func (n *resolverNames) withContainers(job string, z resolver.Zone) resolver.Zone {
+	all := maps.Clone(n.containers[job])
+	if len(all) == 0 {
+		return z
+	}
+	maps.Copy(all, z.Names)
+	z.Names = all
+	return z
 }
 
 // keep removes all zones but those of the jobs that there are.
@@ -164,6 +194,9 @@ func persist(ctx context.Context, call func() error) error {
 	return err
 }
 
+// dockerAlias is how jobs call the host of their docker.
+const dockerAlias = "docker"
+
 // zoneOf gives a job the names of its own containers, and the extra hosts of
 // its profile. A name of several services has the addresses of all of them.
 func zoneOf(a api.Admission) resolver.Zone {
@@ -183,6 +216,9 @@ func zoneOf(a api.Admission) resolver.Zone {
 		for _, alias := range s.Aliases {
 			add(alias, a.Network.Services[i].Address)
 		}
+	}
+	if _, taken := z.Names[dockerAlias]; a.Docker != nil && !taken {
+		add(dockerAlias, a.Network.Address)
 	}
 	for _, host := range a.Grant.Profile.ExtraHosts {
 		name, addr, _ := strings.Cut(host, ":")

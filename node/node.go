@@ -22,6 +22,7 @@ import (
 	"gitlab.com/berth-ci/berth/node/cache"
 	"gitlab.com/berth-ci/berth/node/cgroup"
 	"gitlab.com/berth-ci/berth/node/config"
+	"gitlab.com/berth-ci/berth/node/docker"
 	"gitlab.com/berth-ci/berth/node/journal"
 	"gitlab.com/berth-ci/berth/node/network"
 	"gitlab.com/berth-ci/berth/node/runtime"
@@ -56,6 +57,7 @@ type daemon struct {
 	client   *containerd.Client
 	networks *network.Pool
 	names    *resolverNames
+	docker   *docker.Docker // nil where there is none
 	engine   *buildkit.Engine
 	builders *builders
 	keeper   *cache.Keeper
@@ -83,6 +85,9 @@ func Run(ctx context.Context, c *config.Config, version string, log *logrus.Entr
 		return err
 	}
 	if err := d.openCaches(ctx); err != nil {
+		return err
+	}
+	if err := d.openDocker(ctx); err != nil {
 		return err
 	}
 	return d.serve(ctx)
@@ -164,6 +169,32 @@ func (d *daemon) openNetworks(ctx context.Context) (err error) {
 	return nil
 }
 
+// openDocker has the docker daemon started. Jobs do not depend on it.
+func (d *daemon) openDocker(ctx context.Context) (err error) {
+	if !d.config.Docker.Enabled {
+		return nil
+	}
+	d.docker, err = docker.Open(ctx, docker.Settings{
+		Config: d.config, Containerd: d.runtime.Containerd(), Client: d.client, Env: d.runtime.Env(),
+		Networks: d.networks, Names: d.names.PutContainers,
+		Builds: d.builders.forDocker, Log: d.log,
+	})
+	if err != nil {
+		return fmt.Errorf("open docker: %w", err)
+	}
+	d.builders.unnamed = d.docker.Unnamed
+	d.onClose(func(ctx context.Context) error { return d.docker.Close(ctx, d.used()) })
+	return nil
+}
+
+// used tells whether there are jobs.
+func (d *daemon) used() bool {
+	if d.jobs != nil {
+		return len(d.jobs.List()) > 0
+	}
+	return len(d.records) > 0 // all there is to go by if the start failed
+}
+
 func (d *daemon) openCaches(ctx context.Context) (err error) {
 	at := d.runtime.Containerd()
 	d.engine, err = buildkit.Open(ctx, buildkit.Config{Root: cachesDir(d.config.Root), Address: at.Address, Namespace: at.Namespace})
@@ -190,11 +221,7 @@ type program interface {
 
 func (d *daemon) endUnlessUsed(p program) func(context.Context) error {
 	return func(ctx context.Context) error {
-		used := len(d.records) > 0 // all there is to go by if the start failed
-		if d.jobs != nil {
-			used = len(d.jobs.List()) > 0
-		}
-		if used {
+		if d.used() {
 			p.Leave()
 			return nil
 		}
@@ -221,6 +248,13 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	caches := cache.New(d.engine, d.log)
 	life, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	parts := Parts{
+		Journal: d.journal, Dirs: store, Cgroups: d.cgroups, Containers: runtimeContainers{d.client},
+		Networks: d.networks, Names: d.names, Caches: caches, Builds: d.builders, GPUs: d.gpus,
+	}
+	if d.docker != nil {
+		parts.Docker = d.docker
+	}
 	d.jobs = newJobs(life, Settings{
 		Profiles:     d.config.Profiles,
 		Containerd:   d.runtime.Containerd(),
@@ -228,10 +262,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		Registries:   d.config.Registries.HostsDir,
 		DockerConfig: d.config.Registries.DockerConfig,
 		Boot:         boot,
-	}, d.log, Parts{
-		Journal: d.journal, Dirs: store, Cgroups: d.cgroups, Containers: runtimeContainers{d.client},
-		Networks: d.networks, Names: d.names, Caches: caches, Builds: d.builders, GPUs: d.gpus,
-	})
+	}, d.log, parts)
 	d.onClose(func(ctx context.Context) error { end(errShutdown); return d.jobs.wait(ctx) })
 	if err := retakeCaches(ctx, caches, d.jobs, alive, dead); err != nil {
 		return err

@@ -45,6 +45,9 @@ func (j *Jobs) Replay(ctx context.Context, alive, dead []journal.Record) {
 		if err := j.Builds.Serve(r); err != nil {
 			log.WithError(err).Error("cannot serve builds of a job")
 		}
+		if err := j.attachDocker(r); err != nil {
+			log.WithError(err).Error("cannot give a job its docker again")
+		}
 		j.attend(e)
 		log.Info("kept a job")
 	}
@@ -70,7 +73,8 @@ func (j *Jobs) Sweep(ctx context.Context) error {
 	labelled, err1 := j.Containers.Jobs(ctx)
 	directories, err2 := j.Dirs.jobs()
 	groups, err3 := j.Cgroups.Children(j.settings.Cgroup)
-	for _, key := range slices.Concat(labelled, directories, groups) {
+	docked, err4 := j.dockerJobs(ctx)
+	for _, key := range slices.Concat(labelled, directories, groups, docked) {
 		if !keyPattern.MatchString(key) {
 			continue
 		}
@@ -89,5 +93,5 @@ func (j *Jobs) Sweep(ctx context.Context) error {
 	for _, e := range stuck {
 		j.release(e, "")
 	}
-	return errors.Join(err1, err2, err3)
+	return errors.Join(err1, err2, err3, err4)
 }

@@ -136,7 +136,7 @@ func (j *Jobs) finish(ctx context.Context, e *job, reason string, stopped chan<-
 		if err := endCaller(record.Caller); err != nil {
 			return err
 		}
-		if err := errors.Join(j.Containers.Kill(ctx, e.key), j.Builds.End(ctx, e.key)); err != nil {
+		if err := errors.Join(j.Containers.Kill(ctx, e.key), j.Builds.End(ctx, e.key), j.endDocker(ctx, e.key)); err != nil {
 			return err // what lives must keep its network and files
 		}
 	}
@@ -163,6 +163,10 @@ func (j *Jobs) finish(ctx context.Context, e *job, reason string, stopped chan<-
 // thing uses the other. It can be done again after a failure at any point.
 func (j *Jobs) remove(ctx context.Context, r journal.Record) error {
 	key := r.Job.Key
+	// What docker containers have bound is the others' root.
+	if err := j.removeDocker(ctx, key); err != nil {
+		return err
+	}
 	if err := j.Containers.Remove(ctx, key); err != nil {
 		return err
 	}

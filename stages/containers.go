@@ -29,6 +29,7 @@ func (b *berth) buildConfig() container.Config {
 		c.Mounts = append(c.Mounts, container.Bind(builds.Dir, agent.RunDir, "ro"))
 		c.Env = append(c.Env, "BUILDKIT_HOST=unix://"+agent.RunDir+"/"+builds.Socket)
 	}
+	c = b.withDocker(c)
 	// For the image's entrypoint; scripts export them themselves.
 	c.Env = append(c.Env, environment(b.call.Variables())...)
 	for _, m := range b.admission.Caches.Mounts {

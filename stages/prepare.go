@@ -15,6 +15,7 @@ import (
 
 	"gitlab.com/berth-ci/berth/executor"
 	"gitlab.com/berth-ci/berth/node/api"
+	"gitlab.com/berth-ci/berth/node/docker/names"
 	"gitlab.com/berth-ci/berth/stages/image"
 )
 
@@ -124,22 +125,28 @@ func (b *berth) pull(ctx context.Context) error {
 	grant := b.admission.Grant
 	b.services = make([]containerd.Image, len(grant.Services))
 	group, ctx := errgroup.WithContext(ctx)
-	get := func(g executor.ImageGrant, to *containerd.Image) {
+	job := b.payload.Identity()
+	scope := &names.Scope{Project: job.ProjectKey(), Protected: job.Protected}
+	get := func(g executor.ImageGrant, scope *names.Scope, to *containerd.Image) {
 		group.Go(func() (err error) {
 			*to, err = puller.Pull(ctx, image.Request{
-				Ref:      g.Name,
-				Platform: g.Platform,
-				Policies: pullPolicies(g.PullPolicies),
-				Keychain: keychain,
-				Log:      os.Stdout,
+				Ref:          g.Name,
+				Platform:     g.Platform,
+				Policies:     pullPolicies(g.PullPolicies),
+				Keychain:     keychain,
+				Scope:        scope,
+				RegistryOnly: g.Privileged,
+				Log:          os.Stdout,
 			})
 			return pullFailure(err)
 		})
 	}
-	get(grant.Build, &b.build)
-	get(grant.Helper, &b.helper)
+	get(grant.Build, scope, &b.build)
+	get(grant.Helper, nil, &b.helper) // which jobs have no say in
 	for i, service := range grant.Services {
-		get(service, &b.services[i])
+		if !service.Docker {
+			get(service, scope, &b.services[i])
+		}
 	}
 	return group.Wait()
 }
@@ -162,7 +169,7 @@ func (b *berth) keychain() (*image.Keychain, error) {
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("read the node's registry logins: %w", err)
 		}
-		sources = append(sources, image.Source{Name: file, Config: config, AnyHelper: true})
+		sources = append(sources, image.Source{Name: file, Config: config, AnyHelper: true, Shared: true})
 	}
 	payload := image.Source{Name: "job payload"}
 	for _, c := range b.payload.Credentials {

@@ -34,6 +34,10 @@ func (b *berth) startServices(ctx context.Context) error {
 	var reports sync.Mutex
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range b.services {
+		if b.admission.Grant.Services[i].Docker {
+			fmt.Printf("Service %s is the docker of this node, which is up and running.\n", b.admission.Grant.Services[i].Name)
+			continue
+		}
 		group.Go(func() error {
 			c := b.serviceConfig(i)
 			fmt.Printf("Starting service %s...\n", b.admission.Grant.Services[i].Name)
@@ -65,6 +69,7 @@ func (b *berth) serviceConfig(i int) container.Config {
 	c.Entrypoint = b.call.ExpandAll(service.Entrypoint)
 	c.Command = b.call.ExpandAll(service.Command)
 	c.User = grant.User
+	c = b.withDocker(c)
 	c.Env = append(c.Env, b.serviceEnvironment(service)...)
 	c.Security.Privileged = grant.Privileged
 	c.Mounts = append(c.Mounts, b.nameMounts(serviceName(i))...)

@@ -96,7 +96,8 @@ func (s *imageStore) Update(ctx context.Context, img images.Image, _ ...string) 
 	if err != nil {
 		return images.Image{}, err
 	}
-	if was.Labels[LabelNamespace] != s.job.Namespace {
+	// Names that the caller chose say themselves whose they are.
+	if s.job.Image == nil && was.Labels[LabelNamespace] != s.job.Namespace {
 		return images.Image{}, fmt.Errorf("image %s is there and was not built here: choose another name: %w", img.Name, errdefs.ErrPermissionDenied)
 	}
 	return s.Store.Update(ctx, img)

@@ -60,6 +60,15 @@ type Admission struct {
 	GPUs   *GPUs  `json:"gpus,omitempty"`
 	Caches Caches `json:"caches,omitzero"`
 	Builds Builds `json:"builds,omitzero"`
+	// Docker is the job's docker; nil where it has none.
+	Docker *Docker `json:"docker,omitempty"`
+}
+
+// Docker is where a job reaches its docker.
+type Docker struct {
+	// Dir holds run/docker.sock, and certs/client where the job asked for
+	// docker:dind as a service.
+	Dir string `json:"dir"`
 }
 
 // Builds says where the job finds its BuildKit; nowhere if Dir is empty.

@@ -34,6 +34,7 @@ func (d *document) checkConfig(c *Config) {
 	d.check("log_level", c.LogLevel, oneOf(logLevels...))
 	d.checkRuntime(c)
 	d.checkNetwork(c.Network)
+	d.checkDocker(c)
 	d.check("registries.hosts_dir", c.Registries.HostsDir, absolute)
 	d.check("registries.docker_config", c.Registries.DockerConfig, absolute)
 	d.check("limits.cgroup", c.Limits.Cgroup, directory)
@@ -97,6 +98,27 @@ func (d *document) checkNetwork(n Network) {
 		d.refuse("network.mtu", "expected 576 to 65535, or 0 for that of the default route, got %d", n.MTU)
 	}
 	d.check("network.instance", n.Instance, matches(instancePattern, "one to four of a-z and 0-9"))
+}
+
+func (d *document) checkDocker(c *Config) {
+	k := c.Docker
+	own := filepath.Join(c.State, "docker", "daemon", "dockerd.sock")
+	switch {
+	case !k.Managed:
+		d.check("docker.address", k.Address, socket)
+	case k.Address != "":
+		d.refuse("docker.address", "expected managed = false beside it: a managed dockerd has a socket of its own, below state")
+	case k.Enabled && len(own) > maxSocket:
+		d.refuse("state", "expected a shorter path: the socket %s is %d bytes long, %d are possible", own, len(own), maxSocket)
+	}
+	if len(d.problems) > 0 || !d.checkPrefix("docker.networks", k.Networks, 8, 24) {
+		return // what it is compared with is to be trusted
+	}
+	for name, other := range map[string]netip.Prefix{"subnet": c.Network.Subnet, "uplinks": c.Network.Uplinks} {
+		if k.Networks.Overlaps(other) {
+			d.refuse("docker.networks", "expected addresses outside of network.%s %v, got %v", name, other, k.Networks)
+		}
+	}
 }
 
 func (d *document) checkPrefix(key string, p netip.Prefix, least, most int) bool {

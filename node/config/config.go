@@ -19,6 +19,9 @@ const DefaultPath = "/etc/berth/berthd.toml"
 // HostContainerd is where a containerd listens that the host runs itself.
 const HostContainerd = "/run/containerd/containerd.sock"
 
+// HostDockerd is where a dockerd listens that the host runs itself.
+const HostDockerd = "/var/run/docker.sock"
+
 // Config is berthd's configuration. Every key is documented in
 // node/berthd.toml.example.
 type Config struct {
@@ -29,6 +32,7 @@ type Config struct {
 	LogLevel   string                      `toml:"log_level"`
 	Runtime    Runtime                     `toml:"runtime"`
 	Network    Network                     `toml:"network"`
+	Docker     Docker                      `toml:"docker"`
 	Registries Registries                  `toml:"registries"`
 	Limits     Limits                      `toml:"limits"`
 	Cache      Cache                       `toml:"cache"`
@@ -57,6 +61,19 @@ type Network struct {
 	Pool     int          `toml:"pool"`
 	MTU      int          `toml:"mtu"`
 	Instance string       `toml:"instance"`
+}
+
+// Docker says which docker daemon answers the jobs' docker.
+type Docker struct {
+	// Enabled means that there is one at all.
+	Enabled bool `toml:"enabled"`
+	// Managed means that berthd runs a dockerd of its own on the containerd
+	// that jobs run in.
+	Managed bool `toml:"managed"`
+	// Address of the host's dockerd, when not managed.
+	Address string `toml:"address"`
+	// Networks is where networks that jobs make are cut from.
+	Networks netip.Prefix `toml:"networks"`
 }
 
 // Registries says how images are pulled.
@@ -119,6 +136,11 @@ func settings() *Config {
 			Pool:     4,
 			Instance: "0",
 		},
+		Docker: Docker{
+			Enabled:  true,
+			Managed:  true,
+			Networks: netip.MustParsePrefix("10.202.0.0/16"),
+		},
 		Registries: Registries{
 			HostsDir:     "/etc/berth/certs.d",
 			DockerConfig: "/root/.docker/config.json",
@@ -141,6 +163,9 @@ func (c *Config) complete() {
 	}
 	if !c.Runtime.Managed && c.Runtime.Address == "" {
 		c.Runtime.Address = HostContainerd
+	}
+	if !c.Docker.Managed && c.Docker.Address == "" {
+		c.Docker.Address = HostDockerd
 	}
 	if len(c.Profiles) == 0 {
 		c.Profiles = map[string]executor.Profile{"default": executor.DefaultProfile()}

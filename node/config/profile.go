@@ -39,6 +39,7 @@ func (d *document) checkProfile(key, name string, p executor.Profile) {
 	d.each(at("allowed_services"), p.AllowedServices, pattern)
 	d.each(at("privileged_images"), p.PrivilegedImages, pattern)
 	d.each(at("privileged_services"), p.PrivilegedServices, pattern)
+	d.each(at("docker_privileged_images"), p.DockerPrivilegedImages, pattern)
 	d.checkPullPolicies(key, p)
 	d.each(at("credential_helpers"), p.CredentialHelpers, matches(helperPattern, "the end of the name of a docker-credential-… program, such as ecr-login"))
 

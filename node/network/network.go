@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
@@ -105,7 +106,11 @@ func (p *Pool) destroy(n Network) error {
 	if err != nil {
 		return err
 	}
-	links := []string{n.Uplink, p.config.link(routerLink, n.Slot), n.Bridge}
+	further, err := p.furtherLinks(n)
+	if err != nil {
+		return err
+	}
+	links := slices.Concat(further, []string{n.Uplink, p.config.link(routerLink, n.Slot), n.Bridge})
 	for nth := range endpoints {
 		links = append(links, p.endpointLink(n, nth))
 	}

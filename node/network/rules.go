@@ -74,7 +74,13 @@ func (p *Pool) installTable(ctx context.Context, inUse []Network) error {
 		data.Profiles = append(data.Profiles, v)
 	}
 	for _, n := range inUse {
-		data.Bridges = append(data.Bridges, fmt.Sprintf("%q . %q", n.Bridge, n.Bridge))
+		bridges, err := p.bridges(n)
+		if err != nil {
+			return err
+		}
+		for _, name := range bridges {
+			data.Bridges = append(data.Bridges, fmt.Sprintf("%q . %q", name, name))
+		}
 		if _, ok := p.config.Egress[n.Profile]; !ok {
 			p.log.WithField("job", n.Job).Warnf("profile %q is gone: its job reaches nothing any more", n.Profile)
 			continue

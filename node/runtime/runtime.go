@@ -69,6 +69,9 @@ func (r *Runtime) Containerd() api.Containerd {
 // Version of the containerd that served at Start.
 func (r *Runtime) Version() string { return r.version }
 
+// Env is what programs of the runtime get: they find each other.
+func (r *Runtime) Env() []string { return environment(r.config.Runtime.Path, os.Environ()) }
+
 // PID of a managed containerd, 0 for the host's.
 func (r *Runtime) PID() int {
 	if r.supervisor == nil {

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -11,6 +12,8 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab.com/berth-ci/berth/node/docker/names"
 )
 
 // fetch asks the registry for the image, and downloads what the node lacks of it. Each job asks for itself, with
@@ -31,28 +34,32 @@ func (j *job) fetch(ctx context.Context) (client.Image, error) {
 		return nil, registry.explain(err)
 	}
 	target := resolved.desc.Digest
+	if resolved.stored, err = j.storedName(registry); err != nil {
+		return nil, err
+	}
 
-	if f, err := j.find(ctx, target); err != nil {
+	if f, err := j.find(ctx, target, resolved.stored); err != nil {
 		return nil, err
 	} else if f.unpacked {
 		j.log.Printf("Image is up to date")
-		return f.image, nil
+		return f.image, j.replace(ctx, resolved)
 	}
 	ctx, unlock, err := j.exclusive(ctx, target)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	if f, err := j.find(ctx, target); err != nil {
+	if f, err := j.find(ctx, target, resolved.stored); err != nil {
 		return nil, err
 	} else if f.unpacked {
-		return f.image, nil
+		return f.image, j.replace(ctx, resolved)
 	}
 
 	progress := newProgress(j)
 	stop := progress.start(ctx)
-	img, err := j.Client.Pull(ctx, j.named.String(),
+	img, err := j.Client.Pull(ctx, resolved.stored,
 		client.WithResolver(resolved),
+		client.WithPullLabels(resolved.labels()),
 		client.WithPlatformMatcher(j.matcher),
 		client.WithPullUnpack,
 		client.WithPullSnapshotter(j.snapshotter()),
@@ -65,7 +72,46 @@ func (j *job) fetch(ctx context.Context) (client.Image, error) {
 		return nil, registry.explain(err)
 	}
 	progress.summary()
-	return img, nil
+	record := img.Metadata()
+	record.Name = j.named.String()
+	return client.NewImageWithPlatform(j.Client, record, j.matcher), j.replace(ctx, resolved)
+}
+
+// storedName is the name that the image gets on the node. What the registry gives to the job's credentials is for the
+// job's project alone.
+func (j *job) storedName(r *registry) (string, error) {
+	if j.scope == nil || !r.private() {
+		return j.named.String(), nil
+	}
+	return j.scope.Own(j.named)
+}
+
+// replace makes the image be what the job's project has by its name, if it had another one by it.
+func (j *job) replace(ctx context.Context, r *resolved) error {
+	if j.scope == nil || r.stored != j.named.String() {
+		return nil
+	}
+	for _, stored := range j.candidates() {
+		record, err := j.Client.ImageService().Get(ctx, stored)
+		if errdefs.IsNotFound(err) {
+			continue
+		}
+		if err == nil && (stored == r.stored || record.Target.Digest == r.desc.Digest) {
+			return nil
+		}
+		own, nameErr := j.scope.Own(j.named)
+		if err = errors.Join(err, nameErr); err == nil {
+			record = images.Image{Name: own, Target: r.desc, Labels: map[string]string{names.OriginLabel: names.OriginRegistry}}
+			if _, err = j.Client.ImageService().Create(ctx, record); errdefs.IsAlreadyExists(err) {
+				_, err = j.Client.ImageService().Update(ctx, record)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("name image %s: %w", j.ref, err)
+		}
+		return nil
+	}
+	return nil
 }
 
 // exclusive waits until no other process works on the image, and returns a context with a lease for the work.

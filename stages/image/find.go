@@ -15,6 +15,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab.com/berth-ci/berth/node/docker/names"
 )
 
 // found is what the node has of an image.
@@ -24,22 +26,48 @@ type found struct {
 	others   []string // the platforms that the node has it for, where it lacks the wanted one
 }
 
-// find looks for the image on the node, with a target of the given digest if that is not empty.
-func (j *job) find(ctx context.Context, want digest.Digest) (found, error) {
-	f, err := j.lookup(ctx, want)
-	if err != nil {
-		return found{}, fmt.Errorf("look up image %s in containerd: %w", j.ref, err)
+// candidates are the names by which the image may be stored, the first that exists counts.
+func (j *job) candidates() []string {
+	if j.scope == nil {
+		return []string{j.named.String()}
 	}
-	return f, nil
+	return j.scope.Candidates(j.named)
 }
 
-func (j *job) lookup(ctx context.Context, want digest.Digest) (found, error) {
-	record, err := j.Client.ImageService().Get(ctx, j.named.String())
-	if errdefs.IsNotFound(err) || err == nil && want != "" && record.Target.Digest != want {
-		return found{}, nil
-	} else if err != nil {
-		return found{}, err
+// find looks for the image on the node by the names that it may be stored by, with a target of the given digest if
+// that is not empty.
+func (j *job) find(ctx context.Context, want digest.Digest, stored ...string) (found, error) {
+	for _, name := range stored {
+		record, err := j.Client.ImageService().Get(ctx, name)
+		if err == nil && !j.usable(record, want) {
+			continue
+		}
+		f := found{}
+		if err == nil {
+			f, err = j.lookup(ctx, record)
+		}
+		if errdefs.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return found{}, fmt.Errorf("look up image %s in containerd: %w", j.ref, err)
+		}
+		return f, nil
 	}
+	return found{}, nil
+}
+
+// usable tells whether an image that is stored by one of the names may be the one.
+func (j *job) usable(record images.Image, want digest.Digest) bool {
+	if want != "" && record.Target.Digest != want {
+		return false
+	}
+	made := strings.HasPrefix(record.Name, names.Domain+"/") && record.Labels[names.OriginLabel] != names.OriginRegistry
+	return !j.registry || !made
+}
+
+func (j *job) lookup(ctx context.Context, record images.Image) (found, error) {
+	record.Name = j.named.String() // as the job knows it
 	store := j.Client.ContentStore()
 	if err := j.pin(ctx, record.Target.Digest); err != nil {
 		return found{}, err

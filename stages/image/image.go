@@ -19,6 +19,8 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/sirupsen/logrus"
+
+	"gitlab.com/berth-ci/berth/node/docker/names"
 )
 
 // Puller brings images into one containerd. It may be used by many goroutines, and by many processes that share
@@ -53,6 +55,11 @@ type Request struct {
 	// Keychain holds the credentials; nil stands for none.
 	Keychain *Keychain
 
+	// Scope is where the job's own names are looked for first, and where an image goes that the registry gives to
+	// the job's credentials alone; nil stands for plain names only.
+	Scope *names.Scope
+	// RegistryOnly leaves out images that jobs have made, whatever they call them.
+	RegistryOnly bool
 	// Log is the job log; nil discards.
 	Log io.Writer
 }
@@ -109,6 +116,8 @@ type job struct {
 	platform string // as the job wrote it
 	matcher  platforms.MatchComparer
 	keychain *Keychain
+	scope    *names.Scope
+	registry bool // no images that jobs have made
 	log      *jobLog
 }
 
@@ -117,6 +126,9 @@ func (p *Puller) begin(req Request) (*job, error) {
 	if err != nil {
 		return nil, err
 	}
+	if reference.Domain(named) == names.Domain {
+		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("image %s: names of %s are the node's own", req.Ref, names.Domain))
+	}
 	j := &job{
 		Puller:   p,
 		ref:      req.Ref,
@@ -124,6 +136,8 @@ func (p *Puller) begin(req Request) (*job, error) {
 		platform: req.Platform,
 		matcher:  platforms.Default(),
 		keychain: req.Keychain,
+		scope:    req.Scope,
+		registry: req.RegistryOnly,
 		log:      newJobLog(req.Log),
 	}
 	if j.keychain == nil {
@@ -145,7 +159,7 @@ func (j *job) get(ctx context.Context, policy Policy) (client.Image, error) {
 	if policy == Always {
 		return j.fetch(ctx)
 	}
-	found, err := j.find(ctx, "")
+	found, err := j.find(ctx, "", j.candidates()...)
 	if err != nil {
 		return nil, err
 	}

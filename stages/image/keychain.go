@@ -32,6 +32,9 @@ type Source struct {
 	// AnyHelper lifts that limit, for a Config that the operator wrote.
 	AnyHelper bool
 
+	// Shared tells that what these credentials give is for all jobs of the node.
+	Shared bool
+
 	// Logins are credentials given directly, such as those of the job payload.
 	Logins []Login
 }
@@ -69,6 +72,7 @@ type Keychain struct {
 type entry struct {
 	path   string // registry.example.com or registry.example.com/group; empty stands for all
 	source string
+	shared bool
 	get    getter
 }
 
@@ -95,20 +99,20 @@ func (k *Keychain) add(s Source) error {
 		return fmt.Errorf("not a docker config file: %w", err)
 	}
 	for _, key := range slices.Sorted(maps.Keys(file.CredentialHelpers)) {
-		k.entries = append(k.entries, entry{registryPath(key), s.Name, s.helper(file.CredentialHelpers[key], key)})
+		k.entries = append(k.entries, entry{registryPath(key), s.Name, s.Shared, s.helper(file.CredentialHelpers[key], key)})
 	}
 	if file.CredentialsStore != "" {
-		k.entries = append(k.entries, entry{"", s.Name, s.helper(file.CredentialsStore, "")})
+		k.entries = append(k.entries, entry{"", s.Name, s.Shared, s.helper(file.CredentialsStore, "")})
 	}
 	for _, key := range slices.Sorted(maps.Keys(file.AuthConfigs)) {
 		auth := file.AuthConfigs[key]
 		if auth.IdentityToken != "" {
 			auth.Username, auth.Password = "", auth.IdentityToken
 		}
-		k.entries = append(k.entries, entry{registryPath(key), s.Name, plain(auth.Username, auth.Password)})
+		k.entries = append(k.entries, entry{registryPath(key), s.Name, s.Shared, plain(auth.Username, auth.Password)})
 	}
 	for _, l := range s.Logins {
-		k.entries = append(k.entries, entry{registryPath(l.Registry), s.Name, plain(l.Username, l.Password)})
+		k.entries = append(k.entries, entry{registryPath(l.Registry), s.Name, s.Shared, plain(l.Username, l.Password)})
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/remotes"
@@ -10,6 +11,8 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab.com/berth-ci/berth/node/docker/names"
 )
 
 // registry asks the registry of one image, or its mirrors, for it.
@@ -31,6 +34,7 @@ type login struct {
 	user       string
 	secret     string
 	have       bool // user and secret are to be used
+	private    bool // they are the job's own
 }
 
 // resolve finds what the image's name stands for. As gitlab-runner does, it goes on to the next credentials if
@@ -85,7 +89,7 @@ func (r *registry) credentials(ctx context.Context, host string) (string, string
 		if secret == "" {
 			continue
 		}
-		l.user, l.secret, l.have = user, secret, true
+		l.user, l.secret, l.have, l.private = user, secret, true, !c.shared
 		l.used = append(l.used, c.source)
 		r.log.Printf("Authenticating with credentials from %s", c.source)
 	}
@@ -121,13 +125,37 @@ func (r *registry) tried() (sources []string, failures []error) {
 	return slices.Compact(sources), failures
 }
 
-// resolved is a resolver that need not ask again.
+// private tells whether the registry gave the image to credentials of the job's own.
+func (r *registry) private() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, l := range r.logins {
+		if l.have && l.private {
+			return true
+		}
+	}
+	return false
+}
+
+// resolved is a resolver that need not ask again. The name that the image is stored by may be another than the
+// registry's.
 type resolved struct {
 	remotes.Resolver
-	name string
-	desc ocispec.Descriptor
+	name, stored string
+	desc         ocispec.Descriptor
 }
 
 func (r *resolved) Resolve(context.Context, string) (string, ocispec.Descriptor, error) {
-	return r.name, r.desc, nil
+	return r.stored, r.desc, nil
+}
+
+func (r *resolved) Fetcher(ctx context.Context, _ string) (remotes.Fetcher, error) {
+	return r.Resolver.Fetcher(ctx, r.name)
+}
+
+func (r *resolved) labels() map[string]string {
+	if strings.HasPrefix(r.stored, names.Domain+"/") {
+		return map[string]string{names.OriginLabel: names.OriginRegistry}
+	}
+	return nil
 }

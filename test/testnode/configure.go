@@ -32,6 +32,8 @@ func (n *Node) configure(c Config, number int) error {
 	// Neither the host's mirrors nor its logins.
 	b.Registries.HostsDir = filepath.Join(n.dir, "certs.d")
 	b.Registries.DockerConfig = filepath.Join(n.dir, "docker.json")
+	b.Docker.Enabled = c.Docker
+	b.Docker.Networks = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(200 + number), 64, 0}), 18)
 	b.Limits.Cgroup = fmt.Sprintf("/berth-test-%d", number)
 	b.Profiles = map[string]executor.Profile{"default": Profile(c.Images)}
 	if c.Change != nil {

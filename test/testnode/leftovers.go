@@ -125,6 +125,8 @@ func (n *Node) mounts(context.Context) (left []string, err error) {
 		switch {
 		case filepath.Dir(m.Mountpoint) == n.netnsDir(), m.Mountpoint == n.outside.netns:
 		case m.Mountpoint == n.dir, m.Mountpoint == n.Config.Root: // the caller's
+		case m.Mountpoint == filepath.Join(n.Config.Root, "docker"): // dockerd's, for as long as it runs
+		case m.Mountpoint == filepath.Join(n.Config.State, "docker", "binds"):
 		default:
 			left = append(left, "mount "+m.Mountpoint)
 		}
@@ -224,7 +226,8 @@ func (n *Node) Processes() (map[int]string, error) {
 	all, err := n.processIDs()
 	maps.DeleteFunc(all, func(_ int, command string) bool {
 		program, _, _ := strings.Cut(command, " ")
-		return program == n.programs.Berthd || program == filepath.Join(n.Config.Runtime.Path, "containerd")
+		return program == n.programs.Berthd || program == filepath.Join(n.Config.Runtime.Path, "containerd") ||
+			program == filepath.Join(n.Config.Runtime.Path, "dockerd")
 	})
 	return all, err
 }

@@ -29,6 +29,8 @@ type Config struct {
 	Images *images.Registry
 	// Dir is where the node has its files; a temporary directory if empty.
 	Dir string
+	// Docker gives the node a docker daemon.
+	Docker bool
 	// Change, if set, changes berthd's configuration.
 	Change func(*config.Config)
 }
@@ -89,9 +91,18 @@ func Start(ctx context.Context, c Config) (_ *Node, err error) {
 func takeNumber() (int, net.Listener, error) {
 	const most = 50
 	for number := range most {
-		if l, err := net.Listen("unix", fmt.Sprintf("@berth-testnode-%d", number)); err == nil {
-			return number, l, nil
+		l, err := net.Listen("unix", fmt.Sprintf("@berth-testnode-%d", number))
+		if err != nil {
+			continue
 		}
+		// A test that was killed may have left its berthd.
+		network, err := net.Listen("unix", fmt.Sprintf("@berth-network-t%d", number))
+		if err != nil {
+			l.Close()
+			continue
+		}
+		network.Close()
+		return number, l, nil
 	}
 	return 0, nil, fmt.Errorf("all %d test nodes are in use", most)
 }

@@ -17,24 +17,32 @@ const (
 	Containerd = "containerd"
 	Shim       = "containerd-shim-runc-v2"
 	Runc       = "runc"
+	Dockerd    = "dockerd"
 )
 
 // Locate finds the path of each program, in dir or else on the PATH.
 func Locate(dir string) (map[string]string, error) {
 	paths := map[string]string{}
 	for _, name := range []string{Containerd, Shim, Runc} {
-		path := filepath.Join(dir, name)
-		s, err := os.Stat(path)
-		if err != nil || !s.Mode().IsRegular() || s.Mode()&0o111 == 0 {
-			if path, err = exec.LookPath(name); err != nil {
-				return nil, fmt.Errorf("find %s: it is neither in %s (runtime.path) nor on the PATH: install Berth's runtime programs there, or set runtime.managed = false to use the host's containerd", name, dir)
-			}
+		path, err := Find(dir, name)
+		if err != nil {
+			return nil, fmt.Errorf("%w, or set runtime.managed = false to use the host's containerd", err)
 		}
-		if paths[name], err = filepath.Abs(path); err != nil {
-			return nil, err
-		}
+		paths[name] = path
 	}
 	return paths, nil
+}
+
+// Find finds the path of one program, in dir or else on the PATH.
+func Find(dir, name string) (string, error) {
+	path := filepath.Join(dir, name)
+	s, err := os.Stat(path)
+	if err != nil || !s.Mode().IsRegular() || s.Mode()&0o111 == 0 {
+		if path, err = exec.LookPath(name); err != nil {
+			return "", fmt.Errorf("find %s: it is neither in %s (runtime.path) nor on the PATH: install Berth's runtime programs there", name, dir)
+		}
+	}
+	return filepath.Abs(path)
 }
 
 // Version is what a program says of itself.
