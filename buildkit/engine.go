@@ -15,6 +15,7 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/llbsolver/mounts"
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/leaseutil"
 	"github.com/moby/buildkit/util/network"
 	"github.com/moby/buildkit/util/network/netproviders"
 	"github.com/moby/buildkit/util/resolver"
@@ -120,9 +121,14 @@ func newWorker(ctx context.Context, c Config) (*base.Worker, error) {
 	opt.RegistryHosts = resolver.NewRegistryConfig(nil)
 	opt.BuildkitVersion = client.BuildkitVersion{Package: version.Package, Version: version.Version, Revision: version.Revision}
 
+	opt.LeaseManager = leaseutil.WithNamespace(labelled{opt.LeaseManager, c.Root}, c.Namespace)
+
 	w, err := base.NewWorker(ctx, opt)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open BuildKit's caches: %w", err), opt.MetadataStore.Close())
+	}
+	if err := sweepLeases(ctx, opt.LeaseManager, c.Root, opt.MetadataStore); err != nil {
+		return nil, errors.Join(err, w.Close())
 	}
 	return w, nil
 }
