@@ -14,10 +14,10 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// buffer is for each direction of a stream.
-const buffer = 64 << 10
+// Buffer is for each direction of a stream.
+const Buffer = 128 << 10
 
-var buffers = sync.Pool{New: func() any { b := make([]byte, buffer); return &b }}
+var buffers = sync.Pool{New: func() any { b := make([]byte, Buffer); return &b }}
 
 // Copy copies a stream with a buffer from the pool.
 func Copy(w io.Writer, r io.Reader) (int64, error) {
@@ -46,7 +46,7 @@ func (e *Engine) Hijack(r *http.Request, answered func(*http.Response) (net.Conn
 	if err := r.Write(conn); err != nil {
 		return fmt.Errorf("reach the docker daemon: %w: %w", err, errdefs.ErrUnavailable)
 	}
-	br := bufio.NewReaderSize(conn, buffer)
+	br := bufio.NewReaderSize(conn, 64<<10)
 	res, err := http.ReadResponse(br, r) //nolint:bodyclose // the body is the stream, and ends with the connection
 	if err != nil {
 		return fmt.Errorf("read the docker daemon's answer: %w: %w", err, errdefs.ErrUnavailable)
