@@ -225,7 +225,7 @@ func TestCancelStopsTheStageAlone(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	}()
-	_, _, exit, err := runScript(ctx, t, pid, "trap 'exit 1' TERM; touch /tmp/running; sleep 500", nil)
+	_, _, exit, err := runScript(ctx, t, pid, "trap 'exit 1' TERM; sleep 500 & touch /tmp/running; wait", nil)
 	require.NoError(t, err)
 	require.Equal(t, 1, exit.Code)
 	stdout, _, _, err := runScript(t.Context(), t, pid, "ps", nil)

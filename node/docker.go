@@ -24,9 +24,14 @@ func (j *Jobs) attachDocker(r journal.Record) error {
 	if a.Docker == nil || j.Docker == nil {
 		return nil
 	}
+	var gpus []string
+	if a.GPUs != nil {
+		gpus = a.GPUs.Devices
+	}
 	return j.Docker.Attach(docker.Job{
 		Key: a.Job, Identity: r.Job.Identity, Profile: a.Grant.Profile, Cgroup: a.Cgroup, Network: r.Network,
 		Container: container.ID(a.Job, container.RoleBuild), Dir: a.Docker.Dir, TLS: a.Grant.HasDocker(),
+		GPUs: gpus,
 	})
 }
 

@@ -29,9 +29,6 @@ type GPUs interface {
 	Release(ctx context.Context, job string) error
 }
 
-// cdiDir is where a docker daemon of the node finds jobs' GPUs.
-func cdiDir(c *config.Config) string { return filepath.Join(c.State, "cdi") }
-
 // openGPUs makes the keeper of the node's GPUs. It starts nothing.
 func (d *daemon) openGPUs(boot string) (err error) {
 	args := []string{"serve", "--root", d.config.GPU.DriverRoot}
@@ -39,7 +36,7 @@ func (d *daemon) openGPUs(boot string) (err error) {
 	d.onClose(func(context.Context) error { return driver.Close() })
 	d.gpus, err = gpu.NewKeeper(driver, gpu.Settings{
 		File: filepath.Join(d.config.Root, "gpu-quarantine.json"),
-		CDI:  cdiDir(d.config),
+		CDI:  d.config.GPUSpecs(),
 		Boot: boot,
 		CPUs: d.cgroups.CPUs(d.config.Limits.Cgroup),
 	}, d.log)

@@ -111,6 +111,9 @@ type GPU struct {
 	DriverRoot string `toml:"driver_root"`
 }
 
+// GPUSpecs is where a docker daemon of the node finds the GPUs of jobs.
+func (c *Config) GPUSpecs() string { return filepath.Join(c.State, "cdi") }
+
 // Default is the configuration of an empty file: a managed runtime and one
 // profile, named default.
 func Default() *Config {

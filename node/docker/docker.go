@@ -54,6 +54,8 @@ type Job struct {
 	Container string
 	// Dir is the directory of the job's endpoint.
 	Dir string
+	// GPUs are the UUIDs of those that the job has.
+	GPUs []string
 	// TLS has it listen with certificates, too, as docker:dind does.
 	TLS bool
 }
@@ -138,6 +140,7 @@ func (d *Docker) Attach(job Job) error {
 		Network:   job.Network,
 		Container: job.Container,
 		Profile:   job.Profile,
+		GPUs:      job.GPUs,
 	}, builds)
 	if err != nil {
 		return fmt.Errorf("give the job docker: %w", err)

@@ -5,6 +5,7 @@ package gpu
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -245,4 +246,57 @@ func TestLeftover(t *testing.T) {
 	tell(t, nil)
 	require.Eventually(t, func() bool { return quarantined() == 0 }, 2*time.Minute, 100*time.Millisecond, "it returns by itself")
 	require.NoError(t, node.AwaitClean(t.Context()))
+}
+
+// TestDocker starts containers by the job's docker endpoint: they get GPUs of
+// the job's lease, and of no other.
+func TestDocker(t *testing.T) {
+	if _, err := exec.LookPath("docker"); err != nil {
+		t.Skip("needs the docker client")
+	}
+	run := "docker run --rm --pull never "
+	image := " " + registryImage(images.Git) + " "
+	// The kernel allows what it then finds nothing behind.
+	lookAll := "sh -c 'for d in /dev/nvidia[0-9]*; do cat $d 2>&1 | grep -q \"No such device\" && echo has $d; done; for n in 0 1 2 3; do mknod /tmp/$n c 195 $n; cat /tmp/$n 2>&1 | grep -q \"No such device\" && echo opened $n || echo refused $n; done'"
+	j := start(t, gitlab.JobSpec{
+		Variables: variables("BERTH_GPU_COUNT", "1", "BERTH_GPU_MODEL", "a100"),
+		Image:     gitlab.Image{Name: registryImage(images.Git)},
+		Script: []string{
+			"n=0; until docker version >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 300 ] || { docker version; exit 1; }; sleep 0.1; done",
+			"echo without; " + run + image + lookAll,
+			"echo all; " + run + "--gpus all" + image + lookAll,
+			"echo by name; " + run + "--device nvidia.com/gpu=0" + image + lookAll,
+			"echo too many; " + run + "--gpus 2" + image + "true || echo refused them",
+			"echo of another; " + run + "--device nvidia.com/gpu=1" + image + "true || echo refused it",
+			"echo of berth; " + run + "--device berth/gpu=j1.GPU-x" + image + "true || echo refused that",
+		},
+	})
+	require.Equal(t, gitlab.Success, end(t, j))
+	log := j.Log()
+	part := func(from, to string) string {
+		_, rest, ok := strings.Cut(log, "\n"+from+"\n")
+		require.True(t, ok, from)
+		text, _, ok := strings.Cut(rest, "\n"+to+"\n")
+		require.True(t, ok, to)
+		return text
+	}
+	count := func(text, line string) int { return len(regexp.MustCompile("(?m)^"+line+"$").FindAllString(text, -1)) }
+	require.Zero(t, count(part("without", "all"), `has /dev/nvidia\d`))
+	require.Equal(t, 4, count(part("without", "all"), `refused \d`))
+	for _, text := range []string{part("all", "by name"), part("by name", "too many")} {
+		require.Equal(t, 1, count(text, `has /dev/nvidia\d`), text)
+		require.Equal(t, 1, count(text, `opened \d`), text)
+		require.Equal(t, 3, count(text, `refused \d`), text)
+	}
+	for _, want := range []string{"\nrefused them\n", "\nrefused it\n", "\nrefused that\n", "the job has 1"} {
+		require.Contains(t, log, want)
+	}
+}
+
+// registryImage is the name of an image, or of none where there is no node.
+func registryImage(name string) string {
+	if registry == nil {
+		return ""
+	}
+	return registry.Image(name)
 }

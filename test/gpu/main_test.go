@@ -137,8 +137,12 @@ func makeMachine() error {
 
 func configure(c *config.Config) {
 	c.GPU = config.GPU{Program: filepath.Join(dir, "gpudriver"), DriverRoot: root()}
+	c.Docker.Enabled = true
 	p, privileged := testnode.Profile(registry), testnode.Profile(registry)
 	p.GPU.PerJob = 3
+	if docker, err := exec.LookPath("docker"); err == nil {
+		p.Mounts = append(p.Mounts, docker+":/usr/local/bin/docker:ro")
+	}
 	privileged.PrivilegedImages = []string{"**"}
 	c.Profiles = map[string]executor.Profile{"default": p, "privileged": privileged}
 }

@@ -165,7 +165,8 @@ func (d *Daemon) settings() ([]byte, error) {
 	return json.MarshalIndent(map[string]any{
 		"containerd":            d.containerd.Address,
 		"containerd-namespace":  d.containerd.Namespace,
-		"features":              map[string]bool{"containerd-snapshotter": true},
+		"features":              map[string]bool{"containerd-snapshotter": true, "cdi": true},
+		"cdi-spec-dirs":         []string{d.config.GPUSpecs()},
 		"storage-driver":        d.containerd.Snapshotter,
 		"data-root":             d.root(),
 		"exec-root":             filepath.Join(d.state(), "exec"),

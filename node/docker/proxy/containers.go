@@ -314,6 +314,9 @@ func updateContainer(c *call) error {
 	if body.CgroupParent != "" {
 		return refuse("another cgroup: the job's limits hold for all its containers")
 	}
+	if len(body.DeviceRequests) > 0 {
+		return refuse("DeviceRequests: a container keeps the devices that it was made with")
+	}
 	if err := c.checkResources(&body.Resources, record.Privileged); err != nil {
 		return err
 	}

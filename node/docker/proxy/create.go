@@ -53,6 +53,9 @@ func createContainer(c *call) (err error) {
 	if err := c.checkHost(h, privileged); err != nil {
 		return err
 	}
+	if err := c.leased(&h.Resources); err != nil {
+		return err
+	}
 	record.Privileged = h.Privileged
 	if err := checkLabels(body.Labels); err != nil {
 		return err

@@ -112,7 +112,6 @@ func (p *Proxy) checkResources(r *container.Resources, privileged bool) error {
 		{"OomKillDisable: the job would hang", r.OomKillDisable != nil && *r.OomKillDisable},
 		{"block devices by name", len(r.BlkioWeightDevice)+len(r.BlkioDeviceReadBps)+len(r.BlkioDeviceReadIOps)+len(r.BlkioDeviceWriteBps)+len(r.BlkioDeviceWriteIOps) > 0},
 		{"DeviceCgroupRules", len(r.DeviceCgroupRules) > 0 && !privileged},
-		{"DeviceRequests: the job has no GPU", len(r.DeviceRequests) > 0},
 	} {
 		if c.asks {
 			return refuse("%s", c.what)

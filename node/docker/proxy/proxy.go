@@ -82,6 +82,8 @@ type Job struct {
 	// Container is the build container's id in containerd; paths are its.
 	Container string
 	Profile   executor.Profile
+	// GPUs are the UUIDs of those that the job has.
+	GPUs []string
 }
 
 // Proxy is the view of one job.
