@@ -56,7 +56,7 @@ func TestArtifactsOfFailedJob(t *testing.T) {
 	require.NoError(t, err)
 	_, err = j.Artifact("metadata")
 	require.ErrorIs(t, err, gitlab.ErrNoArtifact)
-	inOrder(t, j.Log(), "Saving cache for failed job", "Created cache", "Uploading artifacts for failed job")
+	inOrder(t, j.Log(), "Saving cache for failed job", "Cache failed-protected: published as generation 1", "Uploading artifacts for failed job")
 }
 
 // TestCache passes a cache from job to job, whoever runs them, by berthd and by the runner's own script.

@@ -43,10 +43,14 @@ func TestSources(t *testing.T) {
 	_, err = hostile.Commit(ref, files)
 	require.NoError(t, err)
 
+	// Nothing was fetched of it, so there is no tree to be kept.
+	untouched, err := s.AddProject("group/untouched", files)
+	require.NoError(t, err)
+
 	cases := []jobCase{
 		{
 			name: "none",
-			spec: gitlab.JobSpec{Variables: variables("GIT_STRATEGY", "none"), Script: []string{"ls -A | wc -l"}},
+			spec: gitlab.JobSpec{Project: untouched, Variables: variables("GIT_STRATEGY", "none"), Script: []string{"ls -A | wc -l"}},
 			says: []string{"Skipping Git repository setup", "\n0\n"},
 		},
 		{

@@ -128,7 +128,11 @@ func (o Overlay) mountOld(dir int, lower []string) error {
 // Alive tells whether an overlay with this upper directory is mounted, in whatever mount namespace. Somebody may
 // write to it then.
 func Alive(upper string) (bool, error) {
-	scratch, err := os.MkdirTemp("", "berth-layer-")
+	// In memory where it can be: the disk may be full.
+	scratch, err := os.MkdirTemp("/run", "berth-layer-")
+	if err != nil {
+		scratch, err = os.MkdirTemp("", "berth-layer-")
+	}
 	if err != nil {
 		return false, fmt.Errorf("look for mounts of %s: %w", upper, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -36,6 +37,15 @@ func (j *Job) selection(e *Entry, untracked []byte) worktree.Selection {
 		s.Untracked = untracked
 	}
 	return s
+}
+
+// selects says what the cache holds, for the jobs that come and for operators.
+func (e *Entry) selects() string {
+	paths := slices.Sorted(slices.Values(e.Cache.Paths))
+	if e.Cache.Untracked {
+		paths = append(paths, "(untracked)")
+	}
+	return strings.Join(paths, " ")
 }
 
 // restore finds what the job gets of its `cache:`. The layers are in the tree when that is mounted next: of two caches
@@ -116,6 +126,7 @@ func (j *Job) layCopy(ctx context.Context, e *Entry, base generation.Info, owner
 		return err
 	}
 	r := c.Record()
+	c.Note(base.Note)
 	err = worktree.Chown(ctx, c.Overlay().Upper, source.Overlay().Lower, worktree.Owner(owner), worktree.Owner(j.record.User))
 	if err != nil {
 		return errors.Join(err, j.discard(context.WithoutCancel(ctx), r.ID))
@@ -158,7 +169,8 @@ func (j *Job) flattenParts(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if !overlaps {
+		// What was selected before may overlap where this does not.
+		if base := e.Base; !overlaps && base != nil && base.Base != nil && base.Base.Note == e.selects() {
 			continue
 		}
 		flat, err := j.clone(ctx, generation.Info{}, false, e.Key)
@@ -316,6 +328,7 @@ func (j *Job) next(ctx context.Context, e *Entry, v worktree.Verdict) (*generati
 	if err != nil {
 		return nil, err
 	}
+	c.Note(e.selects())
 	// Where a restart finds it; before it is filled it has nothing to show.
 	j.record.Saving = append(j.record.Saving, c.Record())
 	return c, j.write()
