@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -49,7 +50,10 @@ func TestPaths(t *testing.T) {
 	require.NoFileExists(t, filepath.Join(scratch, "given", "evil"), out)
 	// The socket of the job is the job's docker.
 	j.must("run", "--rm", "-v", "/var/run/docker.sock:/var/run/docker.sock", busybox, "test", "-S", "/var/run/docker.sock")
-	mounts, err := filepath.Glob(filepath.Join(node.Config.State, "docker", "binds", j.admission.Job, "*"))
-	require.NoError(t, err)
-	require.Empty(t, mounts, "binds outlive their containers")
+	// dockerd tells of an automatic removal after the client.
+	require.Eventually(t, func() bool {
+		mounts, err := filepath.Glob(filepath.Join(node.Config.State, "docker", "binds", j.admission.Job, "*"))
+		require.NoError(t, err)
+		return len(mounts) == 0
+	}, 10*time.Second, 10*time.Millisecond, "binds outlive their containers")
 }
