@@ -1,13 +1,11 @@
 package test
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -15,7 +13,6 @@ import (
 
 	"gitlab.com/berth-ci/berth/test/gitlab"
 	"gitlab.com/berth-ci/berth/test/images"
-	"gitlab.com/berth-ci/berth/test/runner"
 )
 
 // The tests of this file kill what others need, so none of them is parallel.
@@ -67,95 +64,36 @@ func TestCacheStorm(t *testing.T) {
 		count, err = strconv.Atoi(text)
 		require.NoError(t, err)
 	}
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
 	made, err := s.AddProject("group/cache-storm", files)
 	require.NoError(t, err)
-	tags := []string{"cache-storm-0", "cache-storm-1"}
-	runners := make([]*runner.Process, len(tags))
-	start := func(i int) {
-		runners[i], err = s.start("default", tags[i], 10)
-		require.NoError(t, err)
-		t.Cleanup(func() { _ = runners[i].Kill() }) // unless it has ended
-	}
-	for i := range runners {
-		start(i)
-	}
+	w := newStorm(t, s, "cache-storm", 10)
 	// All files have the same text, and there are as many as ever.
 	check := `check() { n=$(ls $1 | wc -l); if [ $n = 0 ]; then echo "$1 is empty"; elif [ $n = 30 ] && [ $(cat $1/* | sort -u | wc -l) = 1 ]; then echo "$1 is of $(cat $1/0)"; else echo "$1 is TORN"; fi; }; mkdir -p deps; check deps; check /m`
 	anew := `mk() { rm -rf $1/*; for i in $(seq 0 29); do echo $CI_JOB_ID >$1/$i; [ $i != 15 ] || sleep 0.$((CI_JOB_ID % 10)); done; }; rm -rf deps; mkdir deps; mk deps; mk /m`
 	change := `mk() { for i in $(seq 0 29); do echo $CI_JOB_ID >$1/.$i; mv $1/.$i $1/$i; [ $i != 15 ] || sleep 0.$((CI_JOB_ID % 10)); done; }; mk deps; mk /m`
 	spec := func(i int) gitlab.JobSpec {
 		return gitlab.JobSpec{
-			Project: made, Name: fmt.Sprint("cache storm ", i), Tags: []string{tags[i%2]}, Image: image(images.Busybox),
+			Project: made, Name: fmt.Sprint("cache storm ", i), Image: image(images.Busybox),
 			Variables: variables("BERTH_CACHE_1", "id=m,target=/m"), Cache: list("deps"),
 			Script: []string{check, []string{anew, change}[i/2%2], fmt.Sprintf("exit %d", map[bool]int{true: 1}[i%7 == 0])},
 		}
 	}
-	var jobs []*gitlab.Job
 	for i := range count {
-		j, err := s.Enqueue(spec(i))
-		require.NoError(t, err)
-		jobs = append(jobs, j)
+		w.enqueue(spec(i))
 	}
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(count)*10*time.Second)
-	defer cancel()
-	var watching sync.WaitGroup
-	ended := make(chan struct{})
-	watching.Go(func() {
-		defer close(ended)
-		for _, j := range jobs {
-			_, _ = j.Wait(ctx)
-		}
-	})
-	kills := map[string]int{}
-	for storm := true; storm; {
-		select {
-		case <-ended:
-			storm = false
-			continue
-		case <-time.After(time.Duration(500+random.IntN(1500)) * time.Millisecond):
-		}
-		switch n := random.IntN(20); {
-		case n < 6:
-			kills["berthd"]++
-			require.NoError(t, node.KillDaemon())
-			time.Sleep(time.Duration(random.IntN(300)) * time.Millisecond)
-			require.NoError(t, node.StartDaemon(t.Context()))
-		case n < 7:
-			kills["runner"]++
-			i := random.IntN(len(runners))
-			require.NoError(t, runners[i].Kill())
-			for n, j := range jobs { // the server would find out in an hour
-				if n%2 == i && j.State() != gitlab.Created && j.State() != gitlab.Pending {
-					j.ForceCancel()
-				}
-			}
-			start(i)
-		default:
-			kills["process"] += killOne(t, random)
-		}
-	}
-	watching.Wait()
-	require.NoError(t, ctx.Err(), "jobs did not end")
+	w.blow(time.Duration(count)*10*time.Second, 500*time.Millisecond, odds{berthd: 6, runner: 1})
 	took := time.Since(began)
 
-	last := spec(2)
 	for range 2 {
-		j, err := s.Enqueue(last)
-		require.NoError(t, err)
-		require.Equal(t, gitlab.Success, end(t, j))
-		jobs = append(jobs, j)
+		w.enqueue(spec(2))
+		require.Equal(t, gitlab.Success, end(t, w.jobs[len(w.jobs)-1]))
 	}
-	states, read := map[gitlab.State]int{}, map[string]int{}
-	complete := map[string]bool{}
-	for _, j := range jobs {
-		states[j.State()]++
+	read, complete := map[string]int{}, map[string]bool{}
+	for _, j := range w.jobs {
 		complete[fmt.Sprint(j.ID)] = true
 	}
-	for _, j := range jobs {
+	for _, j := range w.jobs {
 		for line := range strings.Lines(j.Log()) {
 			require.NotContains(t, line, " is TORN\n", j.Name())
 			for _, dir := range []string{"deps", "/m"} {
@@ -168,13 +106,10 @@ func TestCacheStorm(t *testing.T) {
 	}
 	require.NotZero(t, read["deps"])
 	require.NotZero(t, read["/m"])
-	for _, r := range runners {
-		require.NoError(t, r.Stop(context.WithoutCancel(ctx)))
-	}
-	require.NoError(t, node.AwaitClean(t.Context()))
+	w.stop()
 	generations := map[string]int{}
 	for key, number := range protectedKeys(t, made.ID) {
 		generations[key] = number
 	}
-	t.Logf("%d jobs in %v: %v; killed: %v; read whole: %v; newest generations: %v", count, took.Round(time.Second), states, kills, read, generations)
+	t.Logf("in %v: %v; read whole: %v; newest generations: %v", took.Round(time.Second), w, read, generations)
 }

@@ -1,14 +1,8 @@
 package test
 
 import (
-	"context"
 	"fmt"
-	"maps"
-	"math/rand/v2"
-	"slices"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -16,7 +10,6 @@ import (
 
 	"gitlab.com/berth-ci/berth/test/gitlab"
 	"gitlab.com/berth-ci/berth/test/images"
-	"gitlab.com/berth-ci/berth/test/runner"
 )
 
 // The tests of this file kill what others need, so none of them is parallel.
@@ -95,26 +88,13 @@ func TestRunnerKilled(t *testing.T) {
 // what has to do with them: berthd, runners, calls, containers' processes.
 func TestNothingIsLeft(t *testing.T) {
 	s, _ := theServer(t)
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
 	project, err := s.AddProject("group/storm", files)
 	require.NoError(t, err)
 
-	tags := []string{"storm-0", "storm-1"}
-	runners := make([]*runner.Process, len(tags))
-	start := func(i int) {
-		runners[i], err = s.start("default", tags[i], 5)
-		require.NoError(t, err)
-		t.Cleanup(func() { _ = runners[i].Kill() }) // unless it has ended
-	}
-	for i := range runners {
-		start(i)
-	}
-	var jobs []*gitlab.Job
+	w := newStorm(t, s, "storm", 5)
 	for i := range 50 {
 		spec := gitlab.JobSpec{
-			Project: project, Name: fmt.Sprint("storm ", i), Tags: []string{tags[i%2]},
+			Project: project, Name: fmt.Sprint("storm ", i),
 			Image:       gitlab.Image{Name: registry.Image([]string{images.Busybox, images.Git, images.User, images.Entrypoint}[i%4])},
 			Script:      []string{"sleep 1000 & setsid sleep 1000 &", "dd if=/dev/zero of=file bs=1M count=4 2>/dev/null", fmt.Sprintf("sleep %d.%d", i%2, i%10), fmt.Sprintf("exit %d", i%3)},
 			AfterScript: []string{"echo after"},
@@ -123,93 +103,16 @@ func TestNothingIsLeft(t *testing.T) {
 		if i%3 == 0 {
 			spec.Services = []gitlab.Image{{Name: registry.Image(images.Web), Alias: "web"}, {Name: registry.Image(images.Busybox), Alias: "other", Command: []string{"sleep", "1000"}}}
 		}
-		j, err := s.Enqueue(spec)
-		require.NoError(t, err)
-		jobs = append(jobs, j)
+		w.enqueue(spec)
 	}
-
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-	defer cancel()
-	var watching sync.WaitGroup
-	ended := make(chan struct{})
-	watching.Go(func() {
-		defer close(ended)
-		for _, j := range jobs {
-			_, _ = j.Wait(ctx)
-		}
-	})
-	kills := map[string]int{}
-	for storm := true; storm; {
-		select {
-		case <-ended:
-			storm = false
-			continue
-		case <-time.After(time.Duration(200+random.IntN(600)) * time.Millisecond):
-		}
-		switch n := random.IntN(10); {
-		case n < 2:
-			kills["berthd"]++
-			require.NoError(t, node.KillDaemon())
-			time.Sleep(time.Duration(random.IntN(300)) * time.Millisecond)
-			require.NoError(t, node.StartDaemon(t.Context()))
-		case n < 3:
-			kills["runner"]++
-			i := random.IntN(len(runners))
-			require.NoError(t, runners[i].Kill())
-			for n, j := range jobs { // the server would find out in an hour
-				if n%2 == i && j.State() != gitlab.Created && j.State() != gitlab.Pending {
-					j.ForceCancel()
-				}
-			}
-			start(i)
-		case n < 5:
-			kills["force cancel"]++
-			jobs[random.IntN(len(jobs))].ForceCancel()
-		case n < 6:
-			kills["cancel"]++
-			jobs[random.IntN(len(jobs))].Cancel()
-		default:
-			kills["process"] += killOne(t, random)
-		}
-	}
-	watching.Wait()
-	require.NoError(t, ctx.Err(), "jobs did not end")
-	states := map[gitlab.State]int{}
-	for _, j := range jobs {
-		states[j.State()]++
-	}
-	t.Logf("jobs: %v; killed: %v", states, kills)
-	require.NotZero(t, states[gitlab.Success]+states[gitlab.Failed])
+	w.blow(3*time.Minute, 200*time.Millisecond, odds{berthd: 4, runner: 2, forceCancel: 4, cancel: 2})
+	t.Log(w)
+	require.Contains(t, w.String(), string(gitlab.Success)) // some got through
 
 	// The node works as before.
-	for i, tag := range tags {
-		j, err := s.Enqueue(gitlab.JobSpec{
-			Project: project, Name: tag, Tags: []string{tag}, Image: gitlab.Image{Name: registry.Image(images.Busybox)}, Script: []string{"true"},
-		})
-		require.NoError(t, err)
-		require.Equal(t, gitlab.Success, end(t, j))
-		require.NoError(t, runners[i].Stop(ctx))
+	for range w.tags {
+		w.enqueue(gitlab.JobSpec{Project: project, Name: "after the storm", Image: image(images.Busybox), Script: []string{"true"}})
+		require.Equal(t, gitlab.Success, end(t, w.jobs[len(w.jobs)-1]))
 	}
-	require.NoError(t, node.AwaitClean(t.Context()))
-}
-
-// killOne kills one of the processes that have to do with jobs: a call of
-// berth, a shim, an agent, a script. What containerd starts to clean up is
-// spared; nobody would do it in its place before containerd is started anew.
-func killOne(t *testing.T, random *rand.Rand) int {
-	t.Helper()
-	processes, err := node.Processes()
-	require.NoError(t, err)
-	maps.DeleteFunc(processes, func(_ int, command string) bool {
-		return strings.HasPrefix(command, "runc ") || strings.HasSuffix(command, " delete")
-	})
-	if len(processes) == 0 {
-		return 0
-	}
-	pid := slices.Sorted(maps.Keys(processes))[random.IntN(len(processes))]
-	if syscall.Kill(pid, syscall.SIGKILL) != nil {
-		return 0 // it has just ended
-	}
-	t.Logf("killed %s", processes[pid])
-	return 1
+	w.stop()
 }
