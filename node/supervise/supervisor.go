@@ -107,6 +107,16 @@ func (s *Supervisor) Leave() {
 	}
 }
 
+// Disown stops watching the program for good: it runs on, and the next Start
+// starts another.
+func (s *Supervisor) Disown() error {
+	s.Leave()
+	if err := os.Remove(s.program.PIDFile); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("disown %s: %w", s.program.Name, err)
+	}
+	return nil
+}
+
 // Stop ends the program, with SIGKILL if it does not heed SIGTERM. It need
 // not have been started by this supervisor.
 func (s *Supervisor) Stop(ctx context.Context) error {
