@@ -37,11 +37,18 @@ type endpoints interface {
 	Leave(ctx context.Context, n network.Network, nth int) error
 }
 
+// listeners are kept while berthd is away.
+type listeners interface {
+	// Listen gives the listener that a job has by a name, or makes it.
+	Listen(ctx context.Context, job, name string, make func() (net.Listener, error)) (net.Listener, error)
+}
+
 // builders are the BuildKits of jobs. Most jobs build nothing, so each is
 // made when the first client comes.
 type builders struct {
 	service  *builds.Service
 	networks endpoints
+	sockets  listeners
 	images   images.Store
 	// unnamed notes an image without a name; nil where there is no docker.
 	unnamed func(job, id string) error
@@ -51,15 +58,14 @@ type builders struct {
 	jobs map[string]*builder
 }
 
-func newBuilders(s *builds.Service, n endpoints, i images.Store, log *logrus.Entry) *builders {
-	return &builders{service: s, networks: n, images: i, log: log, jobs: map[string]*builder{}}
+func newBuilders(s *builds.Service, n endpoints, l listeners, i images.Store, log *logrus.Entry) *builders {
+	return &builders{service: s, networks: n, sockets: l, images: i, log: log, jobs: map[string]*builder{}}
 }
 
 // builder is one job's.
 type builder struct {
 	job      builds.Job
 	listener net.Listener
-	socket   string
 	accepts  sync.WaitGroup
 
 	mu       sync.Mutex
@@ -79,20 +85,13 @@ func (b *builders) Serve(r journal.Record) error {
 	if a.Builds.Dir == "" {
 		return nil
 	}
-	socket := filepath.Join(a.Builds.Dir, a.Builds.Socket)
-	uid, gid := 0, 0
-	if info, err := os.Lstat(socket); err == nil { // of an earlier berthd; it belongs to the job's user
-		st := info.Sys().(*syscall.Stat_t)
-		uid, gid = int(st.Uid), int(st.Gid)
-	}
-	l, err := listen(socket, gid)
+	l, err := b.sockets.Listen(context.Background(), key, buildSocket, func() (net.Listener, error) {
+		return listenForBuilds(filepath.Join(a.Builds.Dir, a.Builds.Socket))
+	})
 	if err != nil {
 		return fmt.Errorf("serve builds: %w", err)
 	}
-	if err := os.Lchown(socket, uid, gid); err != nil {
-		return errors.Join(fmt.Errorf("serve builds: %w", err), closeSocket(l, socket))
-	}
-	j := &builder{listener: l, socket: socket, job: builds.Job{
+	j := &builder{listener: l, job: builds.Job{
 		Key: key, Name: key, Namespace: cache.Namespace(r.Job.Identity), Cgroup: a.Cgroup + "/builds",
 		Network:      &buildNetwork{endpoints: b.networks, network: r.Network, nameserver: a.Network.Address, services: len(a.Network.Services)},
 		Entitlements: a.Grant.Profile.Builds.Entitlements,
@@ -103,6 +102,23 @@ func (b *builders) Serve(r journal.Record) error {
 	b.mu.Unlock()
 	j.accepts.Go(func() { b.accept(j) })
 	return nil
+}
+
+// listenForBuilds makes a job's socket.
+func listenForBuilds(socket string) (net.Listener, error) {
+	uid, gid := 0, 0
+	if info, err := os.Lstat(socket); err == nil { // one that was lost; it belongs to the job's user
+		st := info.Sys().(*syscall.Stat_t)
+		uid, gid = int(st.Uid), int(st.Gid)
+	}
+	l, err := listen(socket, gid)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Lchown(socket, uid, gid); err != nil {
+		return nil, errors.Join(err, closeSocket(l, socket))
+	}
+	return l, nil
 }
 
 // accept hands connections to the job's BuildKit until the listener closes.
@@ -145,7 +161,10 @@ func (b *builders) End(ctx context.Context, job string) error {
 	if j == nil {
 		return nil
 	}
-	err := closeSocket(j.listener, j.socket)
+	err := j.listener.Close() // the job's directory goes with the socket
+	if errors.Is(err, net.ErrClosed) {
+		err = nil
+	}
 	j.mu.Lock()
 	j.ended = true
 	e := j.endpoint
@@ -164,7 +183,7 @@ func (b *builders) End(ctx context.Context, job string) error {
 }
 
 // close ends all builds when berthd ends: their clients live in jobs and see
-// their connections end.
+// their connections end. New ones wait for the next berthd.
 func (b *builders) close(ctx context.Context) error {
 	b.mu.Lock()
 	var keys []string

@@ -47,6 +47,10 @@ func TestMain(m *testing.M) {
 		os.Exit(process(func(ctx context.Context, log *logrus.Entry) error {
 			return ServeResolver(ctx, os.Args[3], "test", log)
 		}))
+	case len(os.Args) > 3 && os.Args[1] == "relay":
+		os.Exit(process(func(ctx context.Context, log *logrus.Entry) error {
+			return ServeRelay(ctx, os.Args[3], "test", log)
+		}))
 	case file != "":
 		os.Exit(process(func(ctx context.Context, log *logrus.Entry) error {
 			c, err := config.Load(file)

@@ -47,6 +47,14 @@ type Names interface {
 	Remove(ctx context.Context, job string) error
 }
 
+// Sockets are those that jobs connect to, kept while berthd is away.
+type Sockets interface {
+	// Release ends what is kept of a job; it is idempotent.
+	Release(ctx context.Context, job string) error
+	// Jobs lists the jobs of which anything is kept.
+	Jobs(ctx context.Context) ([]string, error)
+}
+
 // Docker gives jobs docker.
 type Docker interface {
 	// Attach gives a job its endpoint.
@@ -86,6 +94,7 @@ type Parts struct {
 	Containers Containers
 	Networks   Networks
 	Names      Names
+	Sockets    Sockets
 	GPUs       GPUs
 	Docker     Docker // nil where there is none
 	Caches     Caches

@@ -173,6 +173,14 @@ func (f fakeNames) Remove(ctx context.Context, job string) error {
 	return f.drop(ctx, "remove names", "names "+job)
 }
 
+type fakeSockets struct{ *fakes }
+
+func (f fakeSockets) Release(ctx context.Context, _ string) error {
+	return f.step(ctx, "release sockets", func(map[string]bool) {})
+}
+
+func (f fakeSockets) Jobs(context.Context) ([]string, error) { return nil, nil }
+
 type fakeCgroups struct{ *fakes }
 
 func (f fakeCgroups) Create(path string, _ executor.Limits) error {
@@ -221,7 +229,7 @@ func newBenchWith(t testing.TB, root string, profiles map[string]executor.Profil
 		require.NoError(t, err)
 		b.Jobs = newJobs(life, Settings{Profiles: profiles, Cgroup: "/berth", Boot: "this"}, logrus.NewEntry(log), Parts{
 			Journal: j, Dirs: dirs, Cgroups: fakeCgroups{b.fakes}, Containers: fakeContainers{b.fakes},
-			Networks: fakeNetworks{b.fakes}, Names: fakeNames{b.fakes}, Caches: fakeCaches{b.fakes}, Builds: fakeBuilds{b.fakes},
+			Networks: fakeNetworks{b.fakes}, Names: fakeNames{b.fakes}, Sockets: fakeSockets{b.fakes}, Caches: fakeCaches{b.fakes}, Builds: fakeBuilds{b.fakes},
 			GPUs: b.keeper,
 		})
 		records, err := b.Journal.Records()

@@ -57,6 +57,7 @@ type daemon struct {
 	client   *containerd.Client
 	networks *network.Pool
 	names    *resolverNames
+	sockets  *relaySockets
 	docker   *docker.Docker // nil where there is none
 	engine   *buildkit.Engine
 	builders *builders
@@ -166,6 +167,10 @@ func (d *daemon) openNetworks(ctx context.Context) (err error) {
 		return err
 	}
 	d.onClose(d.endUnlessUsed(d.names.supervisor))
+	if d.sockets, err = startRelay(ctx, d.config, d.version, d.log); err != nil {
+		return err
+	}
+	d.onClose(d.endUnlessUsed(d.sockets.supervisor))
 	return nil
 }
 
@@ -176,7 +181,7 @@ func (d *daemon) openDocker(ctx context.Context) (err error) {
 	}
 	d.docker, err = docker.Open(ctx, docker.Settings{
 		Config: d.config, Containerd: d.runtime.Containerd(), Client: d.client, Env: d.runtime.Env(),
-		Networks: d.networks, Names: d.names.PutContainers,
+		Networks: d.networks, Names: d.names.PutContainers, Relay: d.sockets.Keeper,
 		Builds: d.builders.forDocker, Log: d.log,
 	})
 	if err != nil {
@@ -208,7 +213,7 @@ func (d *daemon) openCaches(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	d.builders = newBuilders(service, d.networks, d.client.ImageService(), d.log)
+	d.builders = newBuilders(service, d.networks, d.sockets, d.client.ImageService(), d.log)
 	d.onClose(d.builders.close)
 	return nil
 }
@@ -250,7 +255,8 @@ func (d *daemon) serve(ctx context.Context) error {
 	life, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	parts := Parts{
 		Journal: d.journal, Dirs: store, Cgroups: d.cgroups, Containers: runtimeContainers{d.client},
-		Networks: d.networks, Names: d.names, Caches: caches, Builds: d.builders, GPUs: d.gpus,
+		Networks: d.networks, Names: d.names, Sockets: d.sockets,
+		Caches: caches, Builds: d.builders, GPUs: d.gpus,
 	}
 	if d.docker != nil {
 		parts.Docker = d.docker

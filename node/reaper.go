@@ -74,7 +74,8 @@ func (j *Jobs) Sweep(ctx context.Context) error {
 	directories, err2 := j.Dirs.jobs()
 	groups, err3 := j.Cgroups.Children(j.settings.Cgroup)
 	docked, err4 := j.dockerJobs(ctx)
-	for _, key := range slices.Concat(labelled, directories, groups, docked) {
+	kept, err5 := j.Sockets.Jobs(ctx)
+	for _, key := range slices.Concat(labelled, directories, groups, docked, kept) {
 		if !keyPattern.MatchString(key) {
 			continue
 		}
@@ -93,5 +94,5 @@ func (j *Jobs) Sweep(ctx context.Context) error {
 	for _, e := range stuck {
 		j.release(e, "")
 	}
-	return errors.Join(err1, err2, err3, err4)
+	return errors.Join(err1, err2, err3, err4, err5)
 }

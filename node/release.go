@@ -139,6 +139,10 @@ func (j *Jobs) finish(ctx context.Context, e *job, reason string, stopped chan<-
 		if err := errors.Join(j.Containers.Kill(ctx, e.key), j.Builds.End(ctx, e.key), j.endDocker(ctx, e.key)); err != nil {
 			return err // what lives must keep its network and files
 		}
+		// A socket keeps the network namespace that it was made in.
+		if err := j.Sockets.Release(ctx, e.key); err != nil {
+			return err
+		}
 	}
 	if q := j.queues[record.Job.Profile]; q != nil {
 		q.leave(e.key)

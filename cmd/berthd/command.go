@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -48,18 +49,21 @@ An empty configuration is fine; every key is explained in berthd.toml.example.`,
 			return node.Run(cmd.Context(), c, version, log)
 		},
 	}
-	root.AddCommand(resolverCommand())
+	root.AddCommand(
+		besideCommand("resolver", "Answer DNS in the jobs' networks, beside berthd", node.ServeResolver),
+		besideCommand("relay", "Keep jobs' sockets and streams, beside berthd", node.ServeRelay),
+	)
 	root.Flags().StringVar(&file, "config", config.DefaultPath, "configuration file; the default one need not exist")
 	root.Flags().BoolVar(&check, "check", false, "check the configuration and start nothing")
 	return root
 }
 
-// resolverCommand is what berthd starts itself.
-func resolverCommand() *cobra.Command {
+// besideCommand is what berthd starts itself.
+func besideCommand(name, short string, serve func(ctx context.Context, socket, version string, log *logrus.Entry) error) *cobra.Command {
 	var socket, level string
 	c := &cobra.Command{
-		Use:    "resolver",
-		Short:  "Answer DNS in the jobs' networks, beside berthd",
+		Use:    name,
+		Short:  short,
 		Args:   cobra.NoArgs,
 		Hidden: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -67,7 +71,7 @@ func resolverCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return node.ServeResolver(cmd.Context(), socket, version, log)
+			return serve(cmd.Context(), socket, version, log)
 		},
 	}
 	c.Flags().StringVar(&socket, "socket", "", "control socket")

@@ -26,6 +26,7 @@ import (
 	"gitlab.com/berth-ci/berth/node/docker/proxy"
 	"gitlab.com/berth-ci/berth/node/docker/registry"
 	"gitlab.com/berth-ci/berth/node/network"
+	"gitlab.com/berth-ci/berth/node/relay"
 )
 
 // Settings are what the node has.
@@ -38,6 +39,8 @@ type Settings struct {
 	Networks proxy.Networks
 	// Names makes the names of a job's containers known to the job.
 	Names func(ctx context.Context, job string, names map[string][]netip.Addr) error
+	// Relay keeps what must not end with berthd.
+	Relay *relay.Keeper
 	// Builds answers the builds of a job; nil where there are none.
 	Builds func(Job) proxy.Builds
 	Log    *logrus.Entry
@@ -94,23 +97,26 @@ func Open(ctx context.Context, s Settings) (_ *Docker, err error) {
 	d.node = &proxy.Node{
 		Engine: d.daemon.Engine, Client: s.Client, Ledger: record, Binds: stage, Networks: s.Networks,
 		Registry: &registry.Registry{Client: s.Client, Snapshotter: s.Containerd.Snapshotter, HostsDir: s.Config.Registries.HostsDir},
-		Subnets:  s.Config.Docker.Networks, Names: s.Names, Log: s.Log,
+		Subnets:  s.Config.Docker.Networks, Names: s.Names, Streams: s.Relay, Log: s.Log,
 	}
 	d.daemon.Start(ctx)
 	d.done.Go(d.watch)
 	return d, nil
 }
 
-// Close ends all endpoints. The daemon runs on if it is in use.
+// Close ends all endpoints; what connects to those of jobs waits for the next
+// berthd. The daemon runs on if it is in use.
 func (d *Docker) Close(ctx context.Context, used bool) error {
-	d.end()
 	d.mu.Lock()
 	endpoints := d.endpoints
 	d.endpoints = map[string]*endpoint{}
 	d.mu.Unlock()
+	var closing sync.WaitGroup
 	for _, e := range endpoints {
-		e.close()
+		closing.Go(func() { e.leave(ctx) })
 	}
+	closing.Wait()
+	d.end()
 	d.done.Wait()
 	var err error
 	if used {

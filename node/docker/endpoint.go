@@ -15,10 +15,10 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"golang.org/x/net/netutil"
 	"golang.org/x/sys/unix"
 
 	"gitlab.com/berth-ci/berth/node/docker/proxy"
+	"gitlab.com/berth-ci/berth/node/network"
 	"gitlab.com/berth-ci/berth/node/network/namespace"
 )
 
@@ -32,8 +32,11 @@ const (
 // it cannot starve others of descriptors.
 const maxConnections = 1000
 
+// callPatience is how long berthd, when it ends, waits for calls under way.
+const callPatience = 2 * time.Second
+
 // What is in an endpoint's directory: the socket, in a directory that
-// containers get whole, since a later berthd makes another socket; and
+// containers get whole, since a socket that was lost is made again; and
 // certificates.
 const (
 	socketDir = "run"
@@ -72,40 +75,51 @@ func (d *Docker) open(job Job, view *proxy.Proxy) (_ *endpoint, err error) {
 	if err := errors.Join(os.MkdirAll(dir, 0o755), os.Chmod(dir, 0o755)); err != nil {
 		return nil, fmt.Errorf("make directory: %w", err)
 	}
-	local, err := listenIn(dir)
+	local, err := d.listen(job, socket, func() (net.Listener, error) { return listenIn(dir) })
 	if err != nil {
 		return nil, err
 	}
 	e.listeners = append(e.listeners, local)
-	var settings *tls.Config
+	plain, err := d.listen(job, plainPort, func() (net.Listener, error) { return listenAt(job.Network, plainPort) })
+	if err != nil {
+		return nil, err
+	}
+	e.listeners = append(e.listeners, plain)
 	if job.TLS {
-		if settings, err = certificates(filepath.Join(job.Dir, certsDir), job.Network.Gateway); err != nil {
+		settings, err := certificates(filepath.Join(job.Dir, certsDir), job.Network.Gateway)
+		if err != nil {
 			return nil, err
 		}
-	}
-	if err := namespace.Do(job.Network.Netns, func() error {
-		l, err := net.Listen("tcp4", net.JoinHostPort(job.Network.Gateway.String(), plainPort))
+		l, err := d.listen(job, tlsPort, func() (net.Listener, error) { return listenAt(job.Network, tlsPort) })
 		if err != nil {
-			return err
-		}
-		e.listeners = append(e.listeners, l)
-		if settings == nil {
-			return nil
-		}
-		if l, err = net.Listen("tcp4", net.JoinHostPort(job.Network.Gateway.String(), tlsPort)); err != nil {
-			return err
+			return nil, err
 		}
 		e.listeners = append(e.listeners, tls.NewListener(l, settings))
-		return nil
-	}); err != nil {
-		return nil, fmt.Errorf("listen on the job's network: %w", err)
 	}
 	for i, l := range e.listeners {
-		l = netutil.LimitListener(l, maxConnections)
-		e.listeners[i] = l
-		go func() { _ = e.server.Serve(sortOut(l, view.Builds())) }() // until it is closed
+		s := sortOut(l, view.Builds())
+		e.listeners[i] = s
+		go func() { _ = e.server.Serve(s) }() // until it is closed
 	}
 	return e, nil
+}
+
+// listen gives the listener that a job has by a name, or makes it. It outlives
+// berthd: who connects meanwhile waits.
+func (d *Docker) listen(job Job, name string, listen func() (net.Listener, error)) (net.Listener, error) {
+	return d.settings.Relay.Listen(d.life, job.Key, "docker "+name, listen)
+}
+
+// listenAt listens on a port of a job's network.
+func listenAt(n network.Network, port string) (l net.Listener, err error) {
+	err = namespace.Do(n.Netns, func() (err error) {
+		l, err = net.Listen("tcp4", net.JoinHostPort(n.Gateway.String(), port))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listen on the job's network: %w", err)
+	}
+	return l, nil
 }
 
 // listenIn listens on the socket in a directory, however long its path. The
@@ -141,6 +155,15 @@ func (e *endpoint) close() {
 		_ = e.server.Close()
 	}
 	_ = e.complain()
+}
+
+// leave takes no more calls, lets those under way end if they are short, and
+// closes the endpoint.
+func (e *endpoint) leave(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, callPatience)
+	defer cancel()
+	_ = e.server.Shutdown(ctx) // what takes longer is cut off
+	e.close()
 }
 
 // drain waits until no call is under way that could still make something.

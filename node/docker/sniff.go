@@ -20,38 +20,53 @@ const preface = "PRI "
 type sorted struct {
 	net.Listener
 	builds  proxy.Builds
+	slots   chan struct{} // one for each connection
 	waiting chan net.Conn
 	done    chan struct{}
 	once    sync.Once
 }
 
 func sortOut(l net.Listener, builds proxy.Builds) *sorted {
-	s := &sorted{Listener: l, builds: builds, waiting: make(chan net.Conn), done: make(chan struct{})}
+	s := &sorted{
+		Listener: l, builds: builds, slots: make(chan struct{}, maxConnections),
+		waiting: make(chan net.Conn), done: make(chan struct{}),
+	}
 	go s.accept()
 	return s
 }
 
 // accept sorts connections until the listener is closed.
 func (s *sorted) accept() {
-	defer s.once.Do(func() { close(s.done) })
+	defer s.end()
 	for {
+		select {
+		case s.slots <- struct{}{}:
+		case <-s.done:
+			return
+		}
 		conn, err := s.Listener.Accept()
 		if err != nil {
 			return
 		}
-		go s.sort(conn)
+		go s.sort(&connection{Conn: conn, ahead: bufio.NewReader(conn), closed: func() { <-s.slots }})
 	}
 }
 
-func (s *sorted) sort(conn net.Conn) {
+func (s *sorted) end() { s.once.Do(func() { close(s.done) }) }
+
+// Close ends the listener and what waits for a slot.
+func (s *sorted) Close() error {
+	s.end()
+	return s.Listener.Close()
+}
+
+func (s *sorted) sort(conn *connection) {
 	_ = conn.SetReadDeadline(time.Now().Add(firstByte))
-	read := bufio.NewReader(conn)
-	first, err := read.Peek(len(preface))
+	first, err := conn.ahead.Peek(len(preface))
 	if err != nil || conn.SetReadDeadline(time.Time{}) != nil {
 		conn.Close()
 		return
 	}
-	conn = peeked{conn, read}
 	if string(first) == preface {
 		if s.builds == nil {
 			conn.Close()
@@ -77,23 +92,41 @@ func (s *sorted) Accept() (net.Conn, error) {
 	}
 }
 
-// peeked is a connection of which something has been read.
-type peeked struct {
+// connection is one of which something has been read.
+type connection struct {
 	net.Conn
-	ahead *bufio.Reader
+	ahead  *bufio.Reader
+	once   sync.Once
+	closed func()
 }
 
-func (p peeked) Read(b []byte) (int, error) {
-	if p.ahead.Buffered() > 0 {
-		return p.ahead.Read(b)
+func (c *connection) Read(b []byte) (int, error) {
+	if c.ahead.Buffered() > 0 {
+		return c.ahead.Read(b)
 	}
-	return p.Conn.Read(b)
+	return c.Conn.Read(b)
+}
+
+func (c *connection) Close() error {
+	defer c.once.Do(c.closed)
+	return c.Conn.Close()
 }
 
 // CloseWrite ends one direction of a stream.
-func (p peeked) CloseWrite() error {
-	if half, ok := p.Conn.(interface{ CloseWrite() error }); ok {
+func (c *connection) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
 	return nil
+}
+
+// Plain gives the connection itself and what has been read of it; nil if it is
+// one with TLS, of which nobody else can go on.
+func (c *connection) Plain() (net.Conn, []byte) {
+	switch conn := c.Conn.(type) {
+	case *net.UnixConn, *net.TCPConn:
+		ahead, _ := c.ahead.Peek(c.ahead.Buffered()) // no more than there is
+		return conn, ahead
+	}
+	return nil, nil
 }

@@ -25,6 +25,7 @@ import (
 	"gitlab.com/berth-ci/berth/node/docker/names"
 	"gitlab.com/berth-ci/berth/node/docker/registry"
 	"gitlab.com/berth-ci/berth/node/network"
+	"gitlab.com/berth-ci/berth/node/relay"
 )
 
 // JobLabel is on all docker objects of a job; NetworkLabel on the network that
@@ -40,6 +41,12 @@ const (
 type Networks interface {
 	Extend(ctx context.Context, n network.Network, nth int, router netip.Prefix) (bridge string, err error)
 	Withdraw(n network.Network, nth int) error
+}
+
+// Streams goes on with a stream when berthd has gone. After another error than
+// relay.ErrLost the stream is the caller's still.
+type Streams interface {
+	Join(ctx context.Context, job string, s *relay.Stream) error
 }
 
 // Builds answers what has to do with BuildKit: /session, /grpc, /build and
@@ -67,7 +74,8 @@ type Node struct {
 	// Subnets is where networks that jobs make are cut from.
 	Subnets netip.Prefix
 	// Names makes the names of a job's containers known in its network.
-	Names func(ctx context.Context, job string, names map[string][]netip.Addr) error
+	Names   func(ctx context.Context, job string, names map[string][]netip.Addr) error
+	Streams Streams
 	Log   *logrus.Entry
 
 	subnets subnets

@@ -1,17 +1,22 @@
 package proxy
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
 
 	"gitlab.com/berth-ci/berth/node/docker/engine"
+	"gitlab.com/berth-ci/berth/node/relay"
 )
 
 // attach is POST /containers/{id}/attach.
@@ -49,58 +54,96 @@ func startExec(c *call) error {
 	return c.hijack(http.MethodPost, path, body, "Upgrade")
 }
 
-// download passes on what a container has much of: an archive. The answer goes
-// from one connection to the other as it is, which is the last on it.
-func download(what string) func(*call) error {
+// lasting passes on what takes long, or is much: the answer goes from one
+// connection to the other as it is, which is the last on it, so that berthd is
+// not needed for it. Calls that are short by what they ask for are not worth
+// a connection.
+func lasting(what string, short ...func(url.Values) bool) func(*call) error {
 	return func(c *call) error {
 		id, _, err := c.theContainer()
 		if err != nil {
 			return err
 		}
-		r, err := engine.Request(c.ctx, http.MethodGet, c.version+"/containers/"+id+what, c.query, nil)
+		path := "/containers/" + id + what
+		// HTTP/1.0 knows nothing of chunks.
+		if !c.r.ProtoAtLeast(1, 1) || slices.ContainsFunc(short, func(f func(url.Values) bool) bool { return f(c.query) }) {
+			return c.pass(c.r.Method, path, c.query, nil)
+		}
+		r, err := engine.Request(c.ctx, c.r.Method, c.version+path, c.query, nil)
 		if err != nil {
 			return fmt.Errorf("make request: %w", err)
 		}
 		r.Close = true
-		return c.Engine.Hijack(r, func(res *http.Response) (net.Conn, io.Reader, error) {
+		return c.Engine.Hijack(r, func(res *http.Response, conn net.Conn, ahead *bufio.Reader) error {
 			if res.StatusCode >= 400 {
 				defer res.Body.Close()
-				return nil, nil, engine.Failure(res)
+				return engine.Failure(res)
 			}
 			res.Header.Set("Connection", "close")
 			if len(res.TransferEncoding) > 0 {
 				res.Header.Set("Transfer-Encoding", strings.Join(res.TransferEncoding, ", "))
 			}
-			return c.takeOver(res)
+			return c.takeOver(res, conn, ahead, true)
 		})
 	}
 }
 
+// notFollowed tells of logs that are read once.
+func notFollowed(query url.Values) bool { return !truth(query, "follow", false) }
+
+// once tells of stats that are read once.
+func once(query url.Values) bool {
+	return !truth(query, "stream", true) || truth(query, "one-shot", false)
+}
+
+// truth is a parameter as dockerd reads it.
+func truth(query url.Values, name string, otherwise bool) bool {
+	if !query.Has(name) {
+		return otherwise
+	}
+	switch strings.ToLower(strings.TrimSpace(query.Get(name))) {
+	case "", "0", "no", "false", "none":
+		return false
+	}
+	return true
+}
+
 // takeOver makes the client's connection one without HTTP, after the head of
-// an answer.
-func (c *call) takeOver(res *http.Response) (net.Conn, io.Reader, error) {
+// an answer, and joins it with dockerd's. It returns when the relay has both,
+// or, if that cannot be, when the stream has ended.
+func (c *call) takeOver(res *http.Response, daemon net.Conn, ahead *bufio.Reader, oneWay bool) error {
 	c.begun = true
 	conn, rw, err := http.NewResponseController(c.w).Hijack()
 	if err != nil {
-		return nil, nil, fmt.Errorf("take over the connection: %w", err)
+		return fmt.Errorf("take over the connection: %w", err)
 	}
+	defer conn.Close()
 	// The server's limits are for requests.
 	if err := conn.SetDeadline(time.Time{}); err != nil {
-		conn.Close()
-		return nil, nil, err
+		return err
 	}
 	var head strings.Builder
 	fmt.Fprintf(&head, "HTTP/1.1 %s\r\n", res.Status)
 	_ = res.Header.Write(&head) // to memory
 	head.WriteString("\r\n")
-	if _, err := io.WriteString(conn, head.String()); err != nil {
-		conn.Close()
-		return nil, nil, err
+	s := &relay.Stream{
+		Client: conn, FromClient: engine.Ahead(rw.Reader),
+		Backend: daemon, FromBackend: slices.Concat([]byte(head.String()), engine.Ahead(ahead)),
+		OneWay: oneWay,
 	}
-	context.AfterFunc(c.ctx, func() { conn.Close() }) // the job ends
-	// Not by the server's reader, which takes the end of what the client sends
-	// for the end of the call.
-	return conn, engine.Ahead(rw.Reader, conn), nil
+	if plain, ok := conn.(interface{ Plain() (net.Conn, []byte) }); ok {
+		if inner, more := plain.Plain(); inner != nil {
+			s.Client, s.FromClient = inner, append(s.FromClient, more...)
+		}
+	}
+	err = c.Streams.Join(c.ctx, c.job.Key, s)
+	if err == nil || errors.Is(err, relay.ErrLost) {
+		return err
+	}
+	c.log.WithError(err).WithField("call", c.r.Method+" "+c.path).Debug("a stream ends with berthd")
+	defer context.AfterFunc(c.ctx, s.Close)() // the job ends
+	s.Copy()
+	return nil
 }
 
 // hijack makes the connection a stream, as dockerd does.
@@ -128,14 +171,14 @@ func (c *call) hijack(method, path string, body any, headers ...string) error {
 			}
 		}
 	}
-	return c.Engine.Hijack(r, func(res *http.Response) (net.Conn, io.Reader, error) {
+	return c.Engine.Hijack(r, func(res *http.Response, conn net.Conn, ahead *bufio.Reader) error {
 		if res.StatusCode >= 400 {
 			defer res.Body.Close()
-			return nil, nil, engine.Failure(res)
+			return engine.Failure(res)
 		}
 		if res.StatusCode != http.StatusSwitchingProtocols && !strings.HasPrefix(res.Header.Get("Content-Type"), "application/vnd.docker.") {
-			return nil, nil, c.reply(res)
+			return c.reply(res)
 		}
-		return c.takeOver(res)
+		return c.takeOver(res, conn, ahead, false)
 	})
 }
