@@ -81,6 +81,8 @@ type berthd struct {
 	config *config.Config
 	client *api.Client
 	cmd    *exec.Cmd
+	// program is the test binary, or a copy of it: another build.
+	program string
 }
 
 // newBerthd writes a configuration, the profiles of which are given.
@@ -96,7 +98,7 @@ func newBerthd(t testing.TB, profiles string) *berthd {
 	}
 	dir, err := os.MkdirTemp("", "berthd") //nolint:usetesting // sockets need a short path
 	require.NoError(t, err)
-	b := &berthd{t: t, dir: dir, file: filepath.Join(dir, "berthd.toml")}
+	b := &berthd{t: t, dir: dir, file: filepath.Join(dir, "berthd.toml"), program: "/proc/self/exe"}
 	require.NoError(t, os.WriteFile(b.file, fmt.Appendf(nil, `
 root = "%[1]s/root"
 state = "%[1]s/state"
@@ -123,7 +125,7 @@ func (b *berthd) start() {
 	log, err := os.OpenFile(b.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	require.NoError(b.t, err)
 	defer log.Close()
-	b.cmd = exec.Command("/proc/self/exe")
+	b.cmd = exec.Command(b.program)
 	b.cmd.Env = append(os.Environ(), asDaemon+"="+b.file)
 	b.cmd.Stderr = log
 	require.NoError(b.t, b.cmd.Start())

@@ -67,7 +67,7 @@ func relay(t testing.TB, socket, version string) (*exec.Cmd, *Client) {
 
 // socketPath is short enough for a socket's.
 func socketPath(t testing.TB) string {
-	dir, err := os.MkdirTemp("", "relay")
+	dir, err := os.MkdirTemp("", "relay") //nolint:usetesting // sockets need a short path
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	return filepath.Join(dir, "s")

@@ -154,14 +154,13 @@ func (s *server) release(key string) {
 	if j == nil {
 		return
 	}
-	for name, fd := range j.sockets {
+	for _, fd := range j.sockets {
 		_ = unix.Close(fd)
-		delete(j.sockets, name)
 	}
 	for stream := range j.streams {
 		stream.Close()
 	}
-	s.drop(key)
+	delete(s.jobs, key)
 }
 
 // join passes a stream on, in the background, until it ends or the job is
@@ -201,9 +200,7 @@ func (s *server) join(r request, fds []int) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		delete(j.streams, stream)
-		if s.jobs[r.Job] == j {
-			s.drop(r.Job)
-		}
+		s.drop(r.Job)
 		s.streams--
 		s.rest()
 	}()

@@ -22,6 +22,7 @@ import (
 
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/cgroup"
+	"gitlab.com/berth-ci/berth/node/relay"
 )
 
 // patience is more than berthd takes to try again what has failed.
@@ -81,7 +82,7 @@ func (n *Node) Leftovers(ctx context.Context) ([]string, error) {
 		left = append(left, fmt.Sprintf("job %s, %s", j.Key, j.State))
 	}
 	for _, find := range []func(context.Context) ([]string, error){
-		n.containers, n.files, n.mounts, n.networks, n.cgroups, n.processes,
+		n.containers, n.files, n.mounts, n.networks, n.cgroups, n.processes, n.sockets,
 	} {
 		found, err := find(ctx)
 		if err != nil {
@@ -211,6 +212,18 @@ func (n *Node) cgroups(context.Context) (left []string, err error) {
 	}
 	return left, err
 }
+
+// sockets lists what the relay has.
+func (n *Node) sockets(ctx context.Context) (left []string, err error) {
+	jobs, err := relay.NewClient(n.RelaySocket()).List(ctx)
+	for job, held := range jobs {
+		left = append(left, fmt.Sprintf("sockets and streams of job %s in the relay: %+v", job, held))
+	}
+	return left, err
+}
+
+// RelaySocket is where berthd's relay is controlled.
+func (n *Node) RelaySocket() string { return filepath.Join(n.Config.State, "relay.sock") }
 
 func (n *Node) processes(context.Context) (left []string, err error) {
 	all, err := n.Processes()

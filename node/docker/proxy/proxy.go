@@ -76,7 +76,7 @@ type Node struct {
 	// Names makes the names of a job's containers known in its network.
 	Names   func(ctx context.Context, job string, names map[string][]netip.Addr) error
 	Streams Streams
-	Log   *logrus.Entry
+	Log     *logrus.Entry
 
 	subnets subnets
 }
