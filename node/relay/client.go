@@ -83,6 +83,9 @@ func (c *Client) Release(ctx context.Context, job string) error {
 	return c.call(ctx, request{Op: opRelease, Job: job}, nil, nil)
 }
 
+// joinTimeout is how long a client waits for a relay to take its stream.
+const joinTimeout = 10 * time.Second
+
 // ErrLost says that a stream may have been handed over, or not: whoever goes
 // on with it might send things twice.
 var ErrLost = errors.New("the relay has gone with the stream")
@@ -101,6 +104,8 @@ func (c *Client) Join(ctx context.Context, job string, s *Stream) error {
 			return fmt.Errorf("a connection that is no socket: %w", errdefs.ErrInvalidArgument)
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
 	conn, err := c.dial(ctx)
 	if err != nil {
 		return err
