@@ -4,7 +4,7 @@
 
 RUNTIME_DIR ?= bin/runtime
 RUNTIME_MODULES := containerd runc cni docker buildx buildctl
-RUNTIME_STAMPS := $(RUNTIME_MODULES:%=$(RUNTIME_DIR)/.%)
+RUNTIME_STAMPS := $(RUNTIME_MODULES:%=$(RUNTIME_DIR)/.%) $(RUNTIME_DIR)/docker-init
 
 # The Engine release that moby tagged as v2.0.0-beta.24: clients compare
 # against the release's number, not the module's.
@@ -21,6 +21,13 @@ $(RUNTIME_DIR)/.%: runtime/%/go.mod runtime/%/go.sum runtime/build.mk
 	@mkdir -p $(RUNTIME_DIR)
 	@$(call build-$*,$(abspath $(RUNTIME_DIR)))
 	@touch $@
+
+# What `docker run --init` runs is tini, static, as in Docker's own releases. It
+# is in C, and the distribution's.
+TINI ?= /usr/bin/tini-static
+
+$(RUNTIME_DIR)/docker-init: runtime/build.mk | deps
+	@install -D -m 755 $(TINI) $@
 
 # runc links libseccomp, the one C library here.
 $(RUNTIME_DIR)/.runc: | deps

@@ -4,7 +4,7 @@
 set -eu
 
 packages="ca-certificates curl gcc git git-lfs libseccomp-dev make pkg-config
-	busybox-static debootstrap iproute2 iptables nftables"
+	busybox-static debootstrap iproute2 iptables nftables tini"
 
 if ! command -v dpkg-query >/dev/null; then
 	echo "deps: neither Debian nor Ubuntu; make sure of a docker CLI and of:" $packages >&2

@@ -18,6 +18,8 @@ const (
 	Shim       = "containerd-shim-runc-v2"
 	Runc       = "runc"
 	Dockerd    = "dockerd"
+	// DockerInit is the first process of containers of `docker run --init`.
+	DockerInit = "docker-init"
 )
 
 // Locate finds the path of each program, in dir or else on the PATH.
