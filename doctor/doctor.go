@@ -80,6 +80,7 @@ func Run(ctx context.Context, o Options) []Check {
 		n.clock,
 		n.programs,
 		n.containerd,
+		n.docker,
 		n.network,
 		n.firewall,
 		n.leftovers,

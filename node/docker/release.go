@@ -249,13 +249,18 @@ func (d *Docker) Jobs(ctx context.Context) ([]string, error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, o := range slices.Concat(containers, networks, volumes.Volumes) {
-		for _, label := range []string{proxy.JobLabel, proxy.NetworkLabel} {
-			if job := o.Labels[label]; job != "" && d.endpoints[job] == nil {
-				d.suspects[job] = true
-				jobs = append(jobs, job)
-			}
+	suspect := func(job string) {
+		if job != "" && d.endpoints[job] == nil {
+			d.suspects[job] = true
+			jobs = append(jobs, job)
 		}
+	}
+	for _, o := range slices.Concat(containers, networks, volumes.Volumes) {
+		suspect(o.Labels[proxy.JobLabel])
+	}
+	// Containers have the labels of their images, too, which say anything.
+	for _, n := range networks {
+		suspect(n.Labels[proxy.NetworkLabel])
 	}
 	slices.Sort(jobs)
 	return slices.Compact(jobs), nil

@@ -14,8 +14,10 @@ const watchRetry = 200 * time.Millisecond
 // watch follows what containers do by themselves: they end, and dockerd starts
 // them again, at another address maybe.
 func (d *Docker) watch() {
-	if d.daemon.Wait(d.life) != nil {
-		return
+	for d.daemon.Wait(d.life) != nil {
+		if d.settings.Config.Docker.Managed || !d.pause(watchRetry) {
+			return
+		}
 	}
 	filters, _ := json.Marshal(map[string][]string{ // of strings
 		"type": {"container"}, "event": {"start", "die", "destroy"}, "label": {proxy.JobLabel},
@@ -26,11 +28,19 @@ func (d *Docker) watch() {
 			return
 		}
 		d.log.WithError(err).Debug("the docker daemon's events are interrupted")
-		select {
-		case <-d.life.Done():
+		if !d.pause(watchRetry) {
 			return
-		case <-time.After(watchRetry):
 		}
+	}
+}
+
+// pause waits, and tells whether berthd goes on.
+func (d *Docker) pause(t time.Duration) bool {
+	select {
+	case <-d.life.Done():
+		return false
+	case <-time.After(t):
+		return true
 	}
 }
 

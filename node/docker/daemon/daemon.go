@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -21,6 +22,7 @@ import (
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/config"
 	"gitlab.com/berth-ci/berth/node/docker/engine"
+	"gitlab.com/berth-ci/berth/node/docker/host"
 	"gitlab.com/berth-ci/berth/node/runtime/programs"
 	"gitlab.com/berth-ci/berth/node/supervise"
 )
@@ -37,8 +39,10 @@ type Daemon struct {
 	supervisor *supervise.Supervisor // nil where it is the host's
 
 	started chan struct{} // closed when it serves, or cannot
-	err     error         // valid then
+	mu      sync.Mutex
+	err     error // valid then; of the host's, it may change
 	cancel  context.CancelFunc
+	looking sync.WaitGroup
 	stop    sync.Once
 }
 
@@ -69,31 +73,75 @@ func (d *Daemon) Start(ctx context.Context) {
 			return
 		}
 	}
-	go func() {
+	d.looking.Go(func() {
 		began := time.Now()
-		err := d.serve(ctx)
+		version, err := d.serve(ctx)
 		if err == nil {
-			var v struct{ Version, APIVersion string }
-			if err = d.Engine.Call(ctx, "GET", "/version", nil, nil, &v); err == nil {
-				d.log.WithFields(logrus.Fields{"version": v.Version, "took": time.Since(began).Round(time.Millisecond)}).Info("the docker daemon serves")
-				close(d.started)
-				return
-			}
+			d.serves(version, began)
+			close(d.started)
+			return
 		}
 		d.fail(err)
-	}()
+		if d.supervisor == nil {
+			d.look(ctx, err)
+		}
+	})
+}
+
+func (d *Daemon) serves(version string, began time.Time) {
+	d.log.WithFields(logrus.Fields{"version": version, "took": time.Since(began).Round(time.Millisecond)}).Info("the docker daemon serves")
 }
 
 func (d *Daemon) fail(err error) {
-	d.err = fmt.Errorf("the node's docker daemon does not run: %w: %w", err, errdefs.ErrUnavailable)
+	d.set(err)
 	d.log.WithError(err).Error("the docker daemon does not run: jobs run without docker")
 	close(d.started)
+}
+
+func (d *Daemon) set(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.err = nil
+	if err != nil {
+		d.err = fmt.Errorf("the node's docker daemon does not run: %w: %w", err, errdefs.ErrUnavailable)
+	}
+}
+
+// hostRetry is how often a dockerd of the host's is looked for that was not
+// there, or not as it has to be: it may be started, or set up, after berthd.
+const hostRetry = 2 * time.Second
+
+// look waits for a dockerd of the host's.
+func (d *Daemon) look(ctx context.Context, last error) {
+	began := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(hostRetry):
+		}
+		version, err := d.serve(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		d.set(err)
+		if err == nil {
+			d.serves(version, began)
+			return
+		}
+		if err.Error() != last.Error() {
+			d.log.WithError(err).Error("the docker daemon does not run: jobs run without docker")
+			last = err
+		}
+	}
 }
 
 // Wait waits until it serves.
 func (d *Daemon) Wait(ctx context.Context) error {
 	select {
 	case <-d.started:
+		d.mu.Lock()
+		defer d.mu.Unlock()
 		return d.err
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -108,11 +156,17 @@ func (d *Daemon) PID() int {
 	return d.supervisor.PID()
 }
 
-func (d *Daemon) serve(ctx context.Context) error {
-	if d.supervisor != nil {
-		return d.supervisor.Start(ctx)
+// serve starts it, or looks for the host's, and tells its version.
+func (d *Daemon) serve(ctx context.Context) (version string, err error) {
+	if d.supervisor == nil {
+		return host.Check(ctx, d.Socket(), d.containerd)
 	}
-	return d.Engine.Serving(ctx)
+	if err := d.supervisor.Start(ctx); err != nil {
+		return "", err
+	}
+	var v struct{ Version string }
+	err = d.Engine.Call(ctx, http.MethodGet, "/version", nil, nil, &v)
+	return v.Version, err
 }
 
 // prepare makes what dockerd needs and the supervisor.
@@ -162,7 +216,7 @@ func (d *Daemon) settings() ([]byte, error) {
 	if level == "warning" {
 		level = "warn"
 	}
-	return json.MarshalIndent(map[string]any{
+	settings := map[string]any{
 		"containerd":            d.containerd.Address,
 		"containerd-namespace":  d.containerd.Namespace,
 		"features":              map[string]bool{"containerd-snapshotter": true, "cdi": true},
@@ -186,7 +240,13 @@ func (d *Daemon) settings() ([]byte, error) {
 		// Its own BuildKit is out of reach; and should it be reached, it may
 		// do no more than others.
 		"builder": map[string]any{"entitlements": map[string]bool{"network-host": false, "security-insecure": false, "device": false}},
-	}, "", "\t")
+	}
+	// Without it dockerd looks where distributions have one, and all but
+	// `docker run --init` works.
+	if path, err := programs.Find(d.config.Runtime.Path, programs.DockerInit); err == nil {
+		settings["init-path"] = path
+	}
+	return json.MarshalIndent(settings, "", "\t")
 }
 
 // Leave stops watching it; it runs on.
@@ -226,6 +286,7 @@ func (d *Daemon) settle() {
 	if d.cancel != nil {
 		d.cancel()
 		<-d.started
+		d.looking.Wait()
 	}
 }
 
