@@ -102,10 +102,24 @@ func (e *Engine) Call(ctx context.Context, method, path string, query url.Values
 		_, err = io.Copy(io.Discard, res.Body)
 		return err
 	}
-	if err := json.NewDecoder(res.Body).Decode(out); err != nil {
+	if err := Decode(res, out, false); err != nil {
 		return fmt.Errorf("docker %s %s: read answer: %w", method, path, err)
 	}
 	return nil
+}
+
+// Decode reads an answer of one JSON value, to its end: only then can the
+// connection be used again. Numbers may be left as they are written.
+func Decode(res *http.Response, into any, numbers bool) error {
+	d := json.NewDecoder(res.Body)
+	if numbers {
+		d.UseNumber()
+	}
+	if err := d.Decode(into); err != nil {
+		return err
+	}
+	_, err := io.Copy(io.Discard, res.Body)
+	return err
 }
 
 // Failure reads the error that dockerd answers.
