@@ -17,8 +17,12 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// maxDepth is deeper than any request of the API.
-const maxDepth = 64
+// Deeper, and of more values, than any request of the API: a value takes many
+// times the memory of its text.
+const (
+	maxDepth  = 64
+	maxValues = 1 << 16
+)
 
 // Decode reads one JSON value into what into points to. A key that the type
 // does not know is let pass where its value says nothing (null, false, 0, "",
@@ -37,7 +41,8 @@ func decode(r io.Reader, into any) error {
 	}
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.UseNumber()
-	root, err := read(d, "", 0)
+	values := 0
+	root, err := read(d, "", 0, &values)
 	if err != nil {
 		return err
 	}
@@ -77,9 +82,12 @@ func (v value) empty() bool {
 }
 
 // read reads the next value and refuses keys that come twice.
-func read(d *json.Decoder, path string, depth int) (value, error) {
+func read(d *json.Decoder, path string, depth int, values *int) (value, error) {
 	if depth > maxDepth {
 		return value{}, errors.New("values are nested too deeply")
+	}
+	if *values++; *values > maxValues {
+		return value{}, fmt.Errorf("more than %d values", maxValues)
 	}
 	token, err := d.Token()
 	if err != nil {
@@ -106,7 +114,7 @@ func read(d *json.Decoder, path string, depth int) (value, error) {
 			seen[key] = true
 			v.keys = append(v.keys, key)
 		}
-		next, err := read(d, at, depth+1)
+		next, err := read(d, at, depth+1, values)
 		if err != nil {
 			return value{}, err
 		}

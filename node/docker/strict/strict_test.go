@@ -29,6 +29,7 @@ func TestDecode(t *testing.T) {
 		"escaped":      {`{"Image":"a","Im\u0061ge":"b"}`, `"Image" comes twice`},
 		"more":         {`{}{}`, `more follows`},
 		"deep":         {strings.Repeat("[", 100) + strings.Repeat("]", 100), `too deeply`},
+		"many":         {`{"Cmd":[` + strings.Repeat(`"",`, 1<<16) + `""]}`, `more than 65536 values`},
 		"list of maps": {`{"HostConfig":{"Mounts":[{"Type":"bind","type":"bind"}]}}`, `it is written "Type"`},
 		"cut off":      {`{"Image":`, `EOF`},
 		"wrong type":   {`{"Image":[]}`, `cannot unmarshal`},
