@@ -45,8 +45,15 @@ func (c *call) theContainer() (string, *containerRecord, error) {
 // away, or the job ends: a release waits for it.
 func (c *call) finish() { c.ctx = context.WithoutCancel(c.ctx) }
 
-// decode reads the body into one of moby's types.
+// decode reads the body into one of moby's types. Of a job only so many are
+// read at once, however slowly they come.
 func (c *call) decode(into any) error {
+	select {
+	case c.bodies <- struct{}{}:
+		defer func() { <-c.bodies }()
+	case <-c.ctx.Done():
+		return context.Cause(c.ctx)
+	}
 	return strict.Decode(http.MaxBytesReader(c.w, c.r.Body, maxBody), into)
 }
 
@@ -157,10 +164,8 @@ func (c *call) ask(method, path string, query url.Values, body any) (any, head, 
 		return nil, head{}, err
 	}
 	defer res.Body.Close()
-	d := json.NewDecoder(res.Body)
-	d.UseNumber()
 	var v any
-	if err := d.Decode(&v); err != nil {
+	if err := engine.Decode(res, &v, true); err != nil {
 		return nil, head{}, fmt.Errorf("read the docker daemon's answer: %w: %w", err, errdefs.ErrInternal)
 	}
 	return v, head{res.StatusCode, res.Header}, nil
@@ -182,12 +187,20 @@ func (c *call) answer(status int, v any) error {
 
 // rewritten asks dockerd, changes the answer and passes it on.
 func (c *call) rewritten(path string, change func(any) any) error {
+	return c.rewrittenBy(path, func(v any) (any, error) { return change(v), nil })
+}
+
+// rewrittenBy is rewritten by what may fail.
+func (c *call) rewrittenBy(path string, change func(any) (any, error)) error {
 	v, res, err := c.ask(c.r.Method, path, c.query, nil)
 	if err != nil {
 		return err
 	}
+	if v, err = change(v); err != nil {
+		return err
+	}
 	c.headers(res.Header)
-	return c.answer(res.StatusCode, change(v))
+	return c.answer(res.StatusCode, v)
 }
 
 // messages sends lines of JSON as they come, and begins with the first.

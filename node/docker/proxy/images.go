@@ -58,6 +58,24 @@ func (p *Proxy) view(ctx context.Context) (map[string]images.Image, error) {
 	return view, nil
 }
 
+// viewing begins to look at the images, and gives what waits for the job's
+// names of them by the stored ones: dockerd is asked meanwhile.
+func (c *call) viewing() func() (map[string]string, error) {
+	type seen struct {
+		names map[string]string
+		err   error
+	}
+	done := make(chan seen, 1)
+	go func() {
+		view, err := c.view(c.ctx)
+		done <- seen{outerNames(view), err}
+	}()
+	return func() (map[string]string, error) {
+		s := <-done
+		return s.names, s.err
+	}
+}
+
 // dangling is the name that dockerd gives images without one.
 const dangling = "moby-dangling@"
 
@@ -260,12 +278,9 @@ func listImages(c *call) error {
 	}
 	c.query = f.into(c.query)
 	c.query.Del("filter")
-	view, err := c.view(c.ctx)
-	if err != nil {
-		return err
-	}
-	names := outerNames(view)
-	return c.rewritten("/images/json", func(v any) any {
+	viewed := c.viewing()
+	return c.rewrittenBy("/images/json", func(v any) (any, error) {
+		names, err := viewed()
 		kept := []any{}
 		for _, image := range list(v) {
 			m, _ := image.(map[string]any)
@@ -273,7 +288,7 @@ func listImages(c *call) error {
 				kept = append(kept, m)
 			}
 		}
-		return kept
+		return kept, err
 	})
 }
 
@@ -325,6 +340,19 @@ func (c *call) outerImage(m map[string]any, names map[string]string) bool {
 	if len(tags) == 0 && len(digests) == 0 && !mine {
 		return false
 	}
+	for _, manifest := range list(m["Manifests"]) {
+		if data := object(object(manifest)["ImageData"]); data != nil {
+			used := []any{} // not by others' containers
+			for _, id := range list(data["Containers"]) {
+				if s, _ := id.(string); s != "" {
+					if _, own := c.owns(s); own {
+						used = append(used, id)
+					}
+				}
+			}
+			data["Containers"] = used
+		}
+	}
 	m["RepoTags"], m["RepoDigests"] = tags, digests
 	delete(m, "Identity") // what was built where
 	return true
@@ -356,16 +384,11 @@ func inspectImage(c *call) error {
 	if err != nil {
 		return err
 	}
-	view, err := c.view(c.ctx)
-	if err != nil {
-		return err
-	}
-	names := outerNames(view)
-	return c.rewritten("/images/"+escape(image.stored)+"/json", func(v any) any {
-		if m, ok := v.(map[string]any); ok {
-			c.outerImage(m, names)
-		}
-		return v
+	viewed := c.viewing()
+	return c.rewrittenBy("/images/"+escape(image.stored)+"/json", func(v any) (any, error) {
+		names, err := viewed()
+		c.outerImage(object(v), names)
+		return v, err
 	})
 }
 
@@ -376,12 +399,9 @@ func aboutImage(what string) func(*call) error {
 		if err != nil {
 			return err
 		}
-		view, err := c.view(c.ctx)
-		if err != nil {
-			return err
-		}
-		names := outerNames(view)
-		return c.rewritten("/images/"+escape(image.stored)+"/"+what, func(v any) any {
+		viewed := c.viewing()
+		return c.rewrittenBy("/images/"+escape(image.stored)+"/"+what, func(v any) (any, error) {
+			names, err := viewed()
 			for _, layer := range list(v) { // of a history
 				if m, ok := layer.(map[string]any); ok {
 					tags := []any{}
@@ -396,7 +416,7 @@ func aboutImage(what string) func(*call) error {
 					}
 				}
 			}
-			return v
+			return v, err
 		})
 	}
 }

@@ -104,6 +104,7 @@ type Proxy struct {
 	objects objects
 	ports   ports
 	touched atomic.Bool
+	bodies  chan struct{} // being read
 	// network is the id of the docker network that stands for the job's.
 	networkOnce sync.Mutex
 	network     string
@@ -111,7 +112,7 @@ type Proxy struct {
 
 // New makes a job's view, with what is on record of it.
 func New(node *Node, job Job, builds Builds) (*Proxy, error) {
-	p := &Proxy{Node: node, job: job, builds: builds, log: node.Log.WithField("job", job.Key)}
+	p := &Proxy{Node: node, job: job, builds: builds, log: node.Log.WithField("job", job.Key), bodies: make(chan struct{}, maxBodies)}
 	p.objects.init()
 	if err := p.recall(); err != nil {
 		return nil, err
@@ -119,8 +120,12 @@ func New(node *Node, job Job, builds Builds) (*Proxy, error) {
 	return p, nil
 }
 
-// maxBody is more than any request with a JSON body needs.
-const maxBody = 8 << 20
+// maxBody is more than any request with a JSON body needs, and maxBodies how
+// many of a job are in memory at once.
+const (
+	maxBody   = 8 << 20
+	maxBodies = 32
+)
 
 var versioned = regexp.MustCompile(`^/v([0-9]+\.[0-9]+)(/.*)$`)
 

@@ -46,12 +46,9 @@ func info(c *call) error {
 
 // diskUsage is GET /system/df.
 func diskUsage(c *call) error {
-	view, err := c.view(c.ctx)
-	if err != nil {
-		return err
-	}
-	names := outerNames(view)
-	return c.rewritten("/system/df", func(v any) any {
+	viewed := c.viewing()
+	return c.rewrittenBy("/system/df", func(v any) (any, error) {
+		names, err := viewed()
 		m := object(v)
 		keep := map[string]func(map[string]any) bool{
 			"Images": func(i map[string]any) bool { return c.outerImage(i, names) },
@@ -91,7 +88,7 @@ func diskUsage(c *call) error {
 				m[key] = map[string]any{"TotalCount": len(kept), "ActiveCount": len(kept), "Reclaimable": 0, "TotalSize": size(kept), "Items": kept}
 			}
 		}
-		return v
+		return v, err
 	})
 }
 

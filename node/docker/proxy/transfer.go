@@ -194,11 +194,13 @@ func loadImages(c *call) error {
 	}
 	defer func() { _ = done(context.WithoutCancel(ctx)) }() // it expires
 	// Not by the client's Import: it takes names from archives as they are.
-	index, err := archive.ImportIndex(ctx, c.Client.ContentStore(), plain)
+	lease, _ := leases.FromContext(ctx)
+	store := holding(c.Client.ContentStore(), c.job.Key+"-"+lease+"-")
+	index, err := archive.ImportIndex(ctx, store, plain)
 	if err != nil {
 		return invalid("load images: %v", err)
 	}
-	all, err := c.unpackIndex(ctx, index, matcher)
+	all, err := c.unpackIndex(ctx, store, index, matcher)
 	if err != nil {
 		return invalid("load images: %v", err)
 	}
@@ -223,8 +225,7 @@ func loadImages(c *call) error {
 }
 
 // unpackIndex makes what is in an archive hold together, and lists its images.
-func (c *call) unpackIndex(ctx context.Context, index ocispec.Descriptor, matcher platforms.Matcher) ([]ocispec.Descriptor, error) {
-	store := c.Client.ContentStore()
+func (c *call) unpackIndex(ctx context.Context, store *held, index ocispec.Descriptor, matcher platforms.Matcher) ([]ocispec.Descriptor, error) {
 	text, err := content.ReadBlob(ctx, store, index)
 	if err != nil {
 		return nil, err
@@ -238,6 +239,11 @@ func (c *call) unpackIndex(ctx context.Context, index ocispec.Descriptor, matche
 		if errdefs.IsNotFound(err) {
 			return nil, nil // of a platform that the archive leaves out
 		}
+		for _, child := range below {
+			if err := c.inArchive(ctx, store, child.Digest); err != nil {
+				return nil, err
+			}
+		}
 		return below, err
 	}), matcher))
 	var all []ocispec.Descriptor
@@ -245,12 +251,32 @@ func (c *call) unpackIndex(ctx context.Context, index ocispec.Descriptor, matche
 		if _, err := store.Info(ctx, m.Digest); errdefs.IsNotFound(err) {
 			continue
 		}
+		if err := c.inArchive(ctx, store, m.Digest); err != nil {
+			return nil, err
+		}
 		if err := images.Walk(ctx, children, m); err != nil {
 			return nil, err
 		}
 		all = append(all, m)
 	}
 	return all, nil
+}
+
+// inArchive refuses what is on the node but neither in the archive nor in
+// anything else that the job sees.
+func (c *call) inArchive(ctx context.Context, store *held, d digest.Digest) error {
+	if store.has(d) {
+		return nil
+	}
+	if _, err := store.Info(ctx, d); errdefs.IsNotFound(err) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if seen, err := c.sees(ctx, d); err != nil || seen {
+		return err
+	}
+	return fmt.Errorf("%s is not in the archive", d)
 }
 
 // loaded names an image of an archive as it says, for the job's project alone,
