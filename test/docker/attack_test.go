@@ -61,70 +61,122 @@ func (j *job) pull(name string) {
 }
 
 // TestHost has a job ask for the host in every way that there is: in a body
-// for create each time, which bare dockerd takes.
+// for create each time. Most of it bare dockerd takes, or would if the victim
+// were there.
 func TestHost(t *testing.T) {
 	j := hold(t, "default", gitlab.JobSpec{})
 	busybox := registry.Image(images.Busybox)
 	j.pull(busybox)
 	secret := filepath.Join(scratch, "secret")
 	require.NoError(t, os.WriteFile(secret, []byte("of the host"), 0o600))
-	for name, body := range map[string]string{
-		"privileged":          `"HostConfig":{"Privileged":true}`,
-		"privileged by case":  `"HostConfig":{},"hostconfig":{"Privileged":true}`,
-		"privileged by fold":  `"HostConfig":{},"Ho\u017ftConfig":{"Privileged":true}`,
-		"privileged twice":    `"HostConfig":{"Privileged":true},"HostConfig":{}`,
-		"inner case":          `"HostConfig":{"privileged":true}`,
-		"pid":                 `"HostConfig":{"PidMode":"host","CapAdd":["ALL"]}`,
-		"ipc":                 `"HostConfig":{"IpcMode":"host"}`,
-		"uts":                 `"HostConfig":{"UTSMode":"host"}`,
-		"users":               `"HostConfig":{"UsernsMode":"host"}`,
-		"network":             `"HostConfig":{"NetworkMode":"host"}`,
-		"all capabilities":    `"HostConfig":{"CapAdd":["ALL"]}`,
-		"a capability":        `"HostConfig":{"CapAdd":["cap_sys_admin"]}`,
-		"devices":             `"HostConfig":{"Devices":[{"PathOnHost":"/dev/vda","PathInContainer":"/dev/vda","CgroupPermissions":"rwm"}]}`,
-		"device rules":        `"HostConfig":{"DeviceCgroupRules":["a *:* rwm"]}`,
-		"device requests":     `"HostConfig":{"DeviceRequests":[{"Driver":"cdi","DeviceIDs":["nvidia.com/gpu=all"]}]}`,
-		"volume driver":       `"HostConfig":{"VolumeDriver":"evil"}`,
-		"volumes of others":   `"HostConfig":{"VolumesFrom":["victim"]}`,
-		"inline bind volume":  `"HostConfig":{"Mounts":[{"Type":"volume","Source":"v","Target":"/x","VolumeOptions":{"DriverConfig":{"Name":"local","Options":{"type":"none","o":"bind","device":"/"}}}}]}`,
-		"inline device":       `"HostConfig":{"Mounts":[{"Type":"volume","Target":"/x","VolumeOptions":{"DriverConfig":{"Options":{"type":"ext4","device":"/dev/vda"}}}}]}`,
-		"shared propagation":  `"HostConfig":{"Binds":["/builds:/x:shared"]}`,
-		"propagation, longer": `"HostConfig":{"Mounts":[{"Type":"bind","Source":"/builds","Target":"/x","BindOptions":{"Propagation":"rshared"}}]}`,
-		"proc":                `"HostConfig":{"Binds":["/proc:/x"]}`,
-		"sys":                 `"HostConfig":{"Mounts":[{"Type":"bind","Source":"/sys","Target":"/x"}]}`,
-		"cgroups":             `"HostConfig":{"Binds":["/sys/fs/cgroup:/x"]}`,
-		"proc by a link":      `"HostConfig":{"Binds":["/builds/../proc/self/root:/x"]}`,
-		"log driver":          `"HostConfig":{"LogConfig":{"Type":"syslog","Config":{"syslog-address":"udp://127.0.0.1:514"}}}`,
-		"storage":             `"HostConfig":{"StorageOpt":{"size":"1G"}}`,
-		"killed last":         `"HostConfig":{"OomScoreAdj":-1000}`,
-		"never killed":        `"HostConfig":{"OomKillDisable":true}`,
-		"cgroup":              `"HostConfig":{"Cgroup":"container:victim"}`,
-		"sysctl":              `"HostConfig":{"Sysctls":{"kernel.core_pattern":"|/bin/sh"}}`,
-		"runtime":             `"HostConfig":{"Runtime":"evil"}`,
-		"annotations":         `"HostConfig":{"Annotations":{"a":"b"}}`,
-		"no masks":            `"HostConfig":{"MaskedPaths":[],"ReadonlyPaths":[]}`,
-		"no seccomp":          `"HostConfig":{"SecurityOpt":["seccomp=unconfined"]}`,
-		"no apparmor":         `"HostConfig":{"SecurityOpt":["apparmor=unconfined"]}`,
-		"own seccomp":         `"HostConfig":{"SecurityOpt":["seccomp={\"defaultAction\":\"SCMP_ACT_ALLOW\"}"]}`,
-		"system paths":        `"HostConfig":{"SecurityOpt":["systempaths=unconfined"]}`,
-		"real time":           `"HostConfig":{"CpuRealtimeRuntime":95000}`,
-		"real-time ulimit":    `"HostConfig":{"Ulimits":[{"Name":"rtprio","Soft":99,"Hard":99}]}`,
-		"other's network":     `"HostConfig":{"NetworkMode":"container:victim"}`,
-		"other's processes":   `"HostConfig":{"PidMode":"container:victim"}`,
-		"links":               `"HostConfig":{"Links":["victim:v"]}`,
-		"a label":             `"Labels":{"berth.job":"j1-00000000"}`,
-		"unknown":             `"HostConfig":{"NewPower":true}`,
-		"endpoint of others":  `"NetworkingConfig":{"EndpointsConfig":{"victim":{}}}`,
-		"endpoint options":    `"NetworkingConfig":{"EndpointsConfig":{"bridge":{"DriverOpts":{"a":"b"}}}}`,
-		"cluster volume":      `"HostConfig":{"Mounts":[{"Type":"cluster","Source":"v","Target":"/x"}]}`,
-		"named pipe":          `"HostConfig":{"Mounts":[{"Type":"npipe","Source":"/x","Target":"/x"}]}`,
+	for _, c := range []struct {
+		name, body string
+		// bare is what dockerd itself answers.
+		bare int
+	}{
+		{"privileged", `"HostConfig":{"Privileged":true}`, 201},
+		{"privileged by case", `"HostConfig":{},"hostconfig":{"Privileged":true}`, 201},
+		{"privileged by fold", `"HostConfig":{},"Ho\u017ftConfig":{"Privileged":true}`, 201},
+		{"privileged twice", `"HostConfig":{"Privileged":true},"HostConfig":{}`, 201},
+		{"inner case", `"HostConfig":{"privileged":true}`, 201},
+		{"pid", `"HostConfig":{"PidMode":"host","CapAdd":["ALL"]}`, 201},
+		{"ipc", `"HostConfig":{"IpcMode":"host"}`, 201},
+		{"uts", `"HostConfig":{"UTSMode":"host"}`, 201},
+		{"users", `"HostConfig":{"UsernsMode":"host"}`, 201},
+		{"network", `"HostConfig":{"NetworkMode":"host"}`, 201},
+		{"all capabilities", `"HostConfig":{"CapAdd":["ALL"]}`, 201},
+		{"a capability", `"HostConfig":{"CapAdd":["cap_sys_admin"]}`, 201},
+		{"devices", `"HostConfig":{"Devices":[{"PathOnHost":"/dev/vda","PathInContainer":"/dev/vda","CgroupPermissions":"rwm"}]}`, 201},
+		{"device rules", `"HostConfig":{"DeviceCgroupRules":["a *:* rwm"]}`, 201},
+		{"device requests", `"HostConfig":{"DeviceRequests":[{"Driver":"cdi","DeviceIDs":["nvidia.com/gpu=all"]}]}`, 201},
+		{"volume driver", `"HostConfig":{"VolumeDriver":"evil"}`, 201},
+		{"volumes of others", `"HostConfig":{"VolumesFrom":["victim"]}`, 400},
+		{"inline bind volume", `"HostConfig":{"Mounts":[{"Type":"volume","Source":"vol","Target":"/x","VolumeOptions":{"DriverConfig":{"Name":"local","Options":{"type":"none","o":"bind","device":"/"}}}}]}`, 201},
+		{"inline device", `"HostConfig":{"Mounts":[{"Type":"volume","Target":"/x","VolumeOptions":{"DriverConfig":{"Options":{"type":"ext4","device":"/dev/vda"}}}}]}`, 201},
+		{"shared propagation", `"HostConfig":{"Binds":["/builds:/x:shared"]}`, 201},
+		{"propagation, longer", `"HostConfig":{"Mounts":[{"Type":"bind","Source":"/builds","Target":"/x","BindOptions":{"Propagation":"rshared"}}]}`, 400},
+		{"proc", `"HostConfig":{"Binds":["/proc:/x"]}`, 201},
+		{"sys", `"HostConfig":{"Mounts":[{"Type":"bind","Source":"/sys","Target":"/x"}]}`, 201},
+		{"cgroups", `"HostConfig":{"Binds":["/sys/fs/cgroup:/x"]}`, 201},
+		{"proc by a link", `"HostConfig":{"Binds":["/builds/../proc/self/root:/x"]}`, 201},
+		{"log driver", `"HostConfig":{"LogConfig":{"Type":"syslog","Config":{"syslog-address":"udp://127.0.0.1:514"}}}`, 201},
+		{"storage", `"HostConfig":{"StorageOpt":{"size":"1G"}}`, 201},
+		{"killed last", `"HostConfig":{"OomScoreAdj":-1000}`, 201},
+		{"never killed", `"HostConfig":{"OomKillDisable":true}`, 201},
+		{"cgroup", `"HostConfig":{"Cgroup":"container:victim"}`, 201},
+		{"sysctl", `"HostConfig":{"Sysctls":{"kernel.core_pattern":"|/bin/sh"}}`, 201},
+		{"runtime", `"HostConfig":{"Runtime":"evil"}`, 400},
+		{"annotations", `"HostConfig":{"Annotations":{"a":"b"}}`, 201},
+		{"no masks", `"HostConfig":{"MaskedPaths":[],"ReadonlyPaths":[]}`, 201},
+		{"no seccomp", `"HostConfig":{"SecurityOpt":["seccomp=unconfined"]}`, 201},
+		{"no apparmor", `"HostConfig":{"SecurityOpt":["apparmor=unconfined"]}`, 201},
+		{"own seccomp", `"HostConfig":{"SecurityOpt":["seccomp={\"defaultAction\":\"SCMP_ACT_ALLOW\"}"]}`, 201},
+		{"system paths", `"HostConfig":{"SecurityOpt":["systempaths=unconfined"]}`, 500},
+		{"real time", `"HostConfig":{"CpuRealtimeRuntime":95000}`, 201},
+		{"real-time ulimit", `"HostConfig":{"Ulimits":[{"Name":"rtprio","Soft":99,"Hard":99}]}`, 201},
+		{"other's network", `"HostConfig":{"NetworkMode":"container:victim"}`, 201},
+		{"other's processes", `"HostConfig":{"PidMode":"container:victim"}`, 400},
+		{"links", `"HostConfig":{"Links":["victim:v"]}`, 400},
+		{"a label", `"Labels":{"berth.job":"j1-00000000"}`, 201},
+		{"unknown", `"HostConfig":{"NewPower":true}`, 201},
+		{"endpoint of others", `"NetworkingConfig":{"EndpointsConfig":{"victim":{}}}`, 201},
+		{"endpoint options", `"NetworkingConfig":{"EndpointsConfig":{"bridge":{"DriverOpts":{"a":"b"}}}}`, 201},
+		{"cluster volume", `"HostConfig":{"Mounts":[{"Type":"cluster","Source":"v","Target":"/x"}]}`, 400},
+		{"named pipe", `"HostConfig":{"Mounts":[{"Type":"npipe","Source":"/x","Target":"/x"}]}`, 400},
+		{"cgroup by another name", `"HostConfig":{"CgroupParent":"/","Cgroup":"host"}`, 201},
+		{"cgroups, writable", `"HostConfig":{"SecurityOpt":["writable-cgroups=true"]}`, 201},
+		{"no labels", `"HostConfig":{"SecurityOpt":["label=disable"]}`, 201},
+		{"network of the host, by case", `"HostConfig":{"NetworkMode":"Host"}`, 201},
+		{"network of a path", `"HostConfig":{"NetworkMode":"ns:/proc/1/ns/net"}`, 201},
+		{"endpoint of the host", `"NetworkingConfig":{"EndpointsConfig":{"host":{}}}`, 201},
+		{"processes of a path", `"HostConfig":{"PidMode":"ns:/proc/1/ns/pid"}`, 400},
+		{"other's IPC", `"HostConfig":{"IpcMode":"container:victim"}`, 400},
+		{"other's image as a mount", `"HostConfig":{"Mounts":[{"Type":"image","Source":"sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef","Target":"/x"}]}`, 404},
+		{"image mount, outside", `"HostConfig":{"Mounts":[{"Type":"image","Source":"IMAGE","Target":"/x","ImageOptions":{"Subpath":"../../.."}}]}`, 400},
+		{"volume, outside", `"HostConfig":{"Mounts":[{"Type":"volume","Source":"vol","Target":"/x","VolumeOptions":{"Subpath":"../../.."}}]}`, 400},
+		{"volume by a path", `"HostConfig":{"Binds":["../v:/x"]}`, 400},
+		{"volume label", `"HostConfig":{"Mounts":[{"Type":"volume","Source":"vol","Target":"/x","VolumeOptions":{"Labels":{"berth.job":"j1-00000000"}}}]}`, 201},
+		{"memory with options", `"HostConfig":{"Mounts":[{"Type":"volume","Target":"/x","VolumeOptions":{"DriverConfig":{"Options":{"type":"tmpfs","device":"tmpfs","o":"size=1m,context=x"}}}}]}`, 201},
+		{"tmpfs over sysfs", `"HostConfig":{"Tmpfs":{"/x":"remount,rw"}}`, 201},
+		{"tmpfs as a bind", `"HostConfig":{"Tmpfs":{"/x":"rbind,shared"}}`, 201},
+		{"log to a file", `"HostConfig":{"LogConfig":{"Type":"json-file","Config":{"path":"/etc/cron.d/x"}}}`, 400},
+		{"log to fluentd", `"HostConfig":{"LogConfig":{"Type":"fluentd","Config":{"fluentd-address":"unix:///run/x"}}}`, 201},
+		{"a network's label", `"Labels":{"berth.network":"j1-00000000"}`, 201},
+		{"sysctl by a slash", `"HostConfig":{"Sysctls":{"kernel/core_pattern":"x"}}`, 201},
+		{"sysctl, outside", `"HostConfig":{"Sysctls":{"net/../kernel/core_pattern":"x"}}`, 201},
+		{"sysctl of the host's network", `"HostConfig":{"Sysctls":{"vm.overcommit_memory":"1"}}`, 201},
+		{"weight of a device", `"HostConfig":{"BlkioWeightDevice":[{"Path":"/dev/vda","Weight":10}]}`, 201},
+		{"device by CDI", `"HostConfig":{"DeviceRequests":[{"Driver":"cdi","DeviceIDs":["vendor.com/class=all"]}]}`, 201},
+		{"sysctls of an endpoint", `"HostConfig":{"NetworkMode":"bridge"},"NetworkingConfig":{"EndpointsConfig":{"bridge":{"DriverOpts":{"com.docker.network.endpoint.sysctls":"net.ipv4.ip_forward=1"}}}}`, 400},
 	} {
-		t.Run(name, func(t *testing.T) {
-			text := fmt.Sprintf(`{"Image":%q,"Cmd":["true"],%s}`, busybox, body)
+		t.Run(c.name, func(t *testing.T) {
+			text := strings.ReplaceAll(fmt.Sprintf(`{"Image":%q,"Cmd":["true"],%s}`, busybox, c.body), "IMAGE", busybox)
 			status, answer := request(t, j.socket(), "POST", "/containers/create", text)
 			require.GreaterOrEqual(t, status, 400, answer)
 			require.Less(t, status, 500, answer)
+			status, answer = request(t, bare(), "POST", "/containers/create", text)
+			if status == http.StatusCreated {
+				request(t, bare(), "DELETE", "/containers/"+field(t, answer, "Id")+"?v=1", "")
+				request(t, bare(), "DELETE", "/volumes/vol", "")
+			}
+			require.Equal(t, c.bare, status, answer)
 		})
+	}
+	// The last of these would make the host's sysfs writable, by a link in the image.
+	for _, h := range []struct {
+		socket, network string
+		fails           bool
+	}{{bare(), "none", false}, {j.socket(), "default", true}} {
+		name, host := strings.ReplaceAll(t.Name(), "/", "-"), "unix://"+h.socket
+		_, err := client(t, host, "", "run", "--name", name, "--network", h.network, busybox, "ln", "-s", "/sys", "/link")
+		require.NoError(t, err)
+		_, err = client(t, host, "", "commit", name, "link:1")
+		require.NoError(t, err)
+		out, err := client(t, host, "", "run", "--rm", "--network", h.network, "--tmpfs", "/link:remount,rw", "link:1", "cat", "/proc/mounts")
+		t.Log(out)
+		_, _ = client(t, host, "", "rm", name)
+		_, _ = client(t, host, "", "rmi", "-f", "link:1")
+		require.Equal(t, h.fails, err != nil, out)
 	}
 	// Paths of the host are paths of the job's.
 	for _, body := range []string{
@@ -234,6 +286,21 @@ func TestOthers(t *testing.T) {
 			require.NotContains(t, answer, secret, path)
 		}
 	}
+	// Who else has an image is not told.
+	status, answer := attacker.api("GET", "/images/json?manifests=1", "")
+	require.Equal(t, http.StatusOK, status, answer)
+	require.Contains(t, answer, `"Manifests"`)
+	require.NotContains(t, answer, id)
+	status, answer = request(t, bare(), "GET", "/images/json?manifests=1", "")
+	require.Equal(t, http.StatusOK, status, answer)
+	require.Contains(t, answer, id)
+	// Labels of an image do not make its containers another's.
+	attacker.must("create", "--name", "labelled", busybox, "sleep", "1000")
+	attacker.must("commit", "--change", "LABEL berth.job="+victim.admission.Job, "--change", "LABEL berth.network="+victim.admission.Job, "labelled", "labelled:1")
+	attacker.must("run", "-d", "--name", "disguised", "labelled:1")
+	require.NotContains(t, victim.must("ps", "-a", "--format", "{{.Names}}"), "disguised")
+	require.Contains(t, attacker.must("ps", "--format", "{{.Names}}"), "disguised")
+
 	for _, what := range []string{"containers", "networks", "volumes", "images"} {
 		for _, filters := range []string{"", "?filters=%7B%22all%22%3A%5B%22true%22%5D%7D", "?filters=%7B%22dangling%22%3A%5B%22false%22%5D%7D"} {
 			attacker.api("POST", "/"+what+"/prune"+filters, "")
@@ -246,7 +313,7 @@ func TestOthers(t *testing.T) {
 	victim.must("image", "inspect", busybox)
 
 	// Bare dockerd would have shown it all: the test can fail.
-	status, answer := request(t, bare(), "GET", "/containers/"+inner+"/json", "")
+	status, answer = request(t, bare(), "GET", "/containers/"+inner+"/json", "")
 	require.Equal(t, http.StatusOK, status)
 	require.Contains(t, answer, victim.admission.Job)
 }
@@ -269,6 +336,9 @@ func TestOutside(t *testing.T) {
 		`{"Name":"n","ConfigFrom":{"Network":"x"}}`, `{"Name":"n","Ingress":true}`, `{"Name":"bridge"}`, `{"Name":"host"}`, `{"Name":"n","IPAM":{"Driver":"evil"}}`,
 		`{"Name":"n","Labels":{"berth.job":"x"}}`, `{"Name":"n","Options":{"com.docker.network.bridge.inhibit_ipv4":"false"}}`,
 		`{"Name":"n","name":"x"}`, `{"Name":"n","IPAM":{"Config":[{"Subnet":"` + j.admission.Network.Address.String() + `/24"}]}}`,
+		// What others are about to get.
+		`{"Name":"n","IPAM":{"Config":[{"Subnet":"` + node.Config.Network.Subnet.String() + `"}]}}`, `{"Name":"n","IPAM":{"Config":[{"Subnet":"` + node.Config.Docker.Networks.String() + `"}]}}`,
+		`{"Name":"n","IPAM":{"Config":[{"Subnet":"10.0.0.0/8"}]}}`, `{"Name":"n","IPAM":{"Config":[{"Subnet":"` + node.Config.Network.Uplinks.String() + `"}]}}`,
 	} {
 		status, answer := j.api("POST", "/networks/create", body)
 		require.Contains(t, []int{400, 403}, status, "%s: %s", body, answer)
@@ -296,4 +366,32 @@ func TestOutside(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, string(groups), j.admission.Cgroup+"/")
 	require.True(t, bytes.Contains(groups, []byte(j.admission.Job)))
+}
+
+// TestSubnets has two jobs choose the same subnet, which one dockerd cannot
+// have twice, and one make more networks than it may.
+func TestSubnets(t *testing.T) {
+	one := hold(t, "default", gitlab.JobSpec{})
+	two := hold(t, "default", gitlab.JobSpec{Project: other})
+	busybox := registry.Image(images.Busybox)
+	one.pull(busybox)
+	one.must("network", "create", "--subnet", "172.30.5.0/24", "mine")
+	require.Contains(t, one.must("run", "--rm", "--network", "mine", "--ip", "172.30.5.77", busybox, "ip", "addr"), "172.30.5.77/24")
+	for _, subnet := range []string{"172.30.5.0/24", "172.30.0.0/16", "172.30.5.128/25"} {
+		out, err := two.docker("network", "create", "--subnet", subnet, "mine")
+		require.Error(t, err)
+		require.Contains(t, out, subnet+" overlaps with the subnet of another network, of this job or of one beside it on the node: choose another, or leave --subnet out")
+	}
+	two.must("network", "create", "--subnet", "172.30.6.0/24", "mine")
+	one.must("network", "rm", "mine")
+	two.must("network", "create", "--subnet", "172.30.5.0/24", "freed")
+	var out string
+	var err error
+	made := 2
+	for ; err == nil; made++ {
+		require.Less(t, made, 100)
+		out, err = two.docker("network", "create", fmt.Sprintf("n%d", made))
+	}
+	require.Contains(t, out, "more than 31 networks of one job")
+	one.must("network", "create", "another")
 }

@@ -27,11 +27,19 @@ func (j *job) litter() {
 	j.must("create", "--name", "three", busybox)
 }
 
-// left lists what the daemon has of a job.
-func left(t *testing.T, key string) (all []string) {
+// left lists what there is of a job.
+func left(t *testing.T, key string) []string {
+	t.Helper()
+	binds, err := filepath.Glob(filepath.Join(node.Config.State, "docker", "binds", key+"*"))
+	require.NoError(t, err)
+	return append(leftOn(t, bare()), binds...)
+}
+
+// leftOn lists what a daemon has.
+func leftOn(t *testing.T, socket string) (all []string) {
 	t.Helper()
 	for _, path := range []string{"/containers/json?all=1", "/networks", "/volumes"} {
-		_, text := request(t, bare(), "GET", path, "")
+		_, text := request(t, socket, "GET", path, "")
 		var v any
 		require.NoError(t, json.Unmarshal([]byte(text), &v))
 		if m, ok := v.(map[string]any); ok {
@@ -47,9 +55,7 @@ func left(t *testing.T, key string) (all []string) {
 			all = append(all, string(line))
 		}
 	}
-	binds, err := filepath.Glob(filepath.Join(node.Config.State, "docker", "binds", key+"*"))
-	require.NoError(t, err)
-	return append(all, binds...)
+	return all
 }
 
 func dockerdPID(t *testing.T) int {

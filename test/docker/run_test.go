@@ -1,7 +1,9 @@
 package docker
 
 import (
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -32,4 +34,20 @@ func TestJob(t *testing.T) {
 	for _, text := range []string{"\nhello from a container\n", "\ncontent of main\n", "\nwelcome\n", "\nby tcp\n", "0.0.0.0:8080->8080/tcp"} {
 		require.Contains(t, j.Log(), text)
 	}
+}
+
+// TestInit has a container whose first process is docker's own.
+func TestInit(t *testing.T) {
+	j := hold(t, "default", gitlab.JobSpec{})
+	busybox := registry.Image(images.Busybox)
+	j.pull(busybox)
+	out := j.must("run", "--init", "--rm", busybox, "ps", "-o", "pid,args")
+	require.Regexp(t, `(?m)^ *1 /sbin/docker-init -- ps -o pid,args$`, out)
+	// It reaps what nobody waits for, and passes signals on.
+	j.must("run", "-d", "--init", "--name", "reaped", busybox, "sh", "-c", "(sleep 0 &) ; trap 'exit 7' TERM; while :; do sleep 0.1; done")
+	require.Eventually(t, func() bool {
+		return !strings.Contains(j.must("exec", "reaped", "ps", "-o", "stat,args"), "Z ")
+	}, 10*time.Second, 10*time.Millisecond)
+	j.must("stop", "reaped")
+	require.Equal(t, "7", j.must("inspect", "-f", "{{.State.ExitCode}}", "reaped"))
 }

@@ -17,7 +17,11 @@ import (
 
 // Containerd connects to the node's containerd.
 func (n *Node) Containerd() (*containerd.Client, error) {
-	return containerd.New(filepath.Join(n.Config.State, "containerd", "containerd.sock"),
+	address := n.Config.Runtime.Address
+	if n.Config.Runtime.Managed {
+		address = filepath.Join(n.Config.State, "containerd", "containerd.sock")
+	}
+	return containerd.New(address,
 		containerd.WithDefaultNamespace(n.Config.Runtime.Namespace))
 }
 

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -289,6 +288,3 @@ func (d *Daemon) settle() {
 		d.looking.Wait()
 	}
 }
-
-// Subnets is where networks that jobs make are cut from.
-func (d *Daemon) Subnets() netip.Prefix { return d.config.Docker.Networks }

@@ -52,7 +52,7 @@ func check(ctx context.Context, e *engine.Engine, at api.Containerd) (string, er
 		return v.Version, fmt.Errorf("it is version %s: install Docker Engine %d or newer, or set docker.managed = true: %w", v.Version, leastMajor, errdefs.ErrFailedPrecondition)
 	}
 	var i info
-	if err := e.Call(ctx, http.MethodGet, "/info", nil, nil, &i); err != nil {
+	if err := about(ctx, e, &i); err != nil {
 		return v.Version, fmt.Errorf("ask how it is set up: %w", err)
 	}
 	if err := i.check(at); err != nil {
@@ -70,6 +70,24 @@ type info struct {
 		Address    string
 		Namespaces struct{ Containers string }
 	}
+}
+
+// about asks without a version: the one of berthd's own calls does not tell of
+// containerd.
+func about(ctx context.Context, e *engine.Engine, i *info) error {
+	r, err := engine.Request(ctx, http.MethodGet, "/info", nil, nil)
+	if err != nil {
+		return err
+	}
+	res, err := e.Do(r)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return engine.Failure(res)
+	}
+	return engine.Decode(res, i, false)
 }
 
 func (i info) check(at api.Containerd) error {

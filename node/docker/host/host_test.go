@@ -33,7 +33,7 @@ func (d daemon) listen(t *testing.T) (socket string) {
 		}
 		fmt.Fprintf(w, `{"Version":%q}`, d.version)
 	})
-	mux.HandleFunc("/{v}/info", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, d.info) })
+	mux.HandleFunc("/info", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, d.info) })
 	s := &http.Server{Handler: mux}
 	t.Cleanup(func() { s.Close() })
 	go func() { _ = s.Serve(l) }()

@@ -187,6 +187,10 @@ func createNetwork(c *call) (err error) {
 		return err
 	}
 	c.objects.mu.Lock()
+	if len(c.objects.networks) >= maxNetworks {
+		c.objects.mu.Unlock()
+		return refuse("more than %d networks of one job", maxNetworks)
+	}
 	nth, taken := 1, map[int]bool{}
 	for _, r := range c.objects.networks {
 		taken[r.Nth] = true
@@ -230,6 +234,10 @@ func createNetwork(c *call) (err error) {
 		}
 		record.Subnet = ""
 	}
+	if err != nil && record.Subnet == "" && strings.Contains(err.Error(), "overlaps") {
+		// One dockerd has them all.
+		return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("invalid pool request: %s overlaps with the subnet of another network, of this job or of one beside it on the node: choose another, or leave --subnet out", subnetsOf(body.IPAM)))
+	}
 	if err != nil {
 		return err
 	}
@@ -237,8 +245,24 @@ func createNetwork(c *call) (err error) {
 	return c.answer(res.StatusCode, v)
 }
 
-// subnetTries is how many subnets are tried.
-const subnetTries = 32
+// subnetsOf are those that were asked for.
+func subnetsOf(asked *network.IPAM) string {
+	var all []string
+	if asked != nil {
+		for _, one := range asked.Config {
+			all = append(all, one.Subnet.String())
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+const (
+	// maxNetworks is how many a job may make, as many as a dockerd of its own
+	// had subnets for: those that there are are the node's.
+	maxNetworks = 31
+	// subnetTries is how many subnets are tried.
+	subnetTries = 32
+)
 
 // tryNetwork makes a bridge and tells dockerd of it.
 func (c *call) tryNetwork(asked *network.IPAM, spec *network.CreateRequest, record *networkRecord) (v any, res head, err error) {
@@ -313,9 +337,12 @@ func (c *call) addressing(asked *network.IPAM, record *networkRecord) (*network.
 	} else if config.Subnet != config.Subnet.Masked() || config.Subnet.Bits() > 30 || config.Subnet.Bits() < 8 {
 		return nil, netip.Prefix{}, invalid("invalid subnet %s: expected a network of /8 to /30, host bits zero", config.Subnet)
 	}
-	for _, own := range []netip.Prefix{c.job.Network.Subnet} {
-		if config.Subnet.Overlaps(own) {
-			return nil, netip.Prefix{}, invalid("invalid pool request: Pool overlaps with other one on this address space")
+	if record.Subnet == "" {
+		// Else a job could take what others are about to get.
+		for _, reserved := range c.Reserved {
+			if config.Subnet.Overlaps(reserved) {
+				return nil, netip.Prefix{}, invalid("invalid pool request: %s overlaps with %s, which the node gives to jobs itself: choose another, or leave --subnet out", config.Subnet, reserved)
+			}
 		}
 	}
 	if !config.Gateway.IsValid() {

@@ -76,6 +76,9 @@ func (p *Proxy) checkHost(h *container.HostConfig, privileged bool) error {
 	default:
 		return refuse("log driver %s; json-file, local and none are there", h.LogConfig.Type)
 	}
+	if err := checkTmpfs(h.Tmpfs); err != nil {
+		return err
+	}
 	if privileged {
 		return p.checkResources(&h.Resources, true)
 	}

@@ -14,7 +14,7 @@ import (
 
 // harmless are the fields of HostConfig that concern the container alone.
 var harmless = strings.Fields(`
-	AutoRemove ConsoleSize DNSOptions GroupAdd ReadonlyRootfs Tmpfs ShmSize Umask Init RestartPolicy
+	AutoRemove ConsoleSize DNSOptions GroupAdd ReadonlyRootfs ShmSize Umask Init RestartPolicy
 	CPUShares Memory NanoCPUs BlkioWeight CPUPeriod CPUQuota CpusetCpus CpusetMems MemoryReservation MemorySwap
 	MemorySwappiness PidsLimit CPUCount CPUPercent IOMaximumIOps IOMaximumBandwidth`)
 

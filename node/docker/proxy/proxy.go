@@ -73,6 +73,8 @@ type Node struct {
 	Registry *registry.Registry
 	// Subnets is where networks that jobs make are cut from.
 	Subnets netip.Prefix
+	// Reserved is what no network may have that a job chooses the subnet of.
+	Reserved []netip.Prefix
 	// Names makes the names of a job's containers known in its network.
 	Names   func(ctx context.Context, job string, names map[string][]netip.Addr) error
 	Streams Streams

@@ -44,8 +44,21 @@ func (c *call) mountedVolume(name string) (string, error) {
 	return inner, c.addVolume(inner)
 }
 
-// tmpfsOption is one that a volume in memory may have.
-var tmpfsOption = regexp.MustCompile(`^(size|mode|uid|gid|nr_inodes)=[0-9]+[kmgKMG%]?$|^(ro|rw|nosuid|nodev|noexec|exec|noatime)$`)
+// tmpfsOption is one that a file system in memory may have. Others make of it a
+// bind, or change what is mounted already.
+var tmpfsOption = regexp.MustCompile(`^(size|mode|uid|gid|nr_inodes|nr_blocks)=[0-9]+[kmgtKMGT%]?$|^(|defaults|ro|rw|suid|nosuid|dev|nodev|exec|noexec|sync|async|dirsync|atime|noatime|diratime|nodiratime|relatime|norelatime|strictatime|nostrictatime)$`)
+
+// checkTmpfs looks at the options of file systems in memory.
+func checkTmpfs(all map[string]string) error {
+	for target, options := range all {
+		for _, o := range strings.Split(options, ",") {
+			if !tmpfsOption.MatchString(o) {
+				return refuse("option %q of the tmpfs at %s", o, target)
+			}
+		}
+	}
+	return nil
+}
 
 // checkVolume refuses volumes that are somewhere else than in docker's own
 // directory.
@@ -67,7 +80,7 @@ func checkVolume(driver string, options map[string]string) error {
 		return refuse("a volume of type %q on device %q; there is tmpfs on tmpfs, and directories of the job are bound by -v PATH:TARGET", options["type"], options["device"])
 	}
 	for _, o := range strings.Split(options["o"], ",") {
-		if o != "" && !tmpfsOption.MatchString(o) {
+		if !tmpfsOption.MatchString(o) {
 			return refuse("volume option o=%s", o)
 		}
 	}
