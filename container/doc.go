@@ -6,8 +6,6 @@
 // the containers is package agent's.
 package container
 
-import "fmt"
-
 // Labels on everything of ours in containerd.
 const (
 	// JobLabel holds the key of the job that a container, lease or snapshot
@@ -29,6 +27,3 @@ func LeaseName(job string) string { return "berth-" + job }
 
 // ID is the name of a job's container: service containers are numbered.
 func ID(job, role string) string { return job + "-" + role }
-
-// ServiceID is the name of a job's nth service.
-func ServiceID(job string, n int) string { return fmt.Sprintf("%s-%s-%d", job, RoleService, n) }

@@ -1,6 +1,7 @@
 package builds_test
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -144,13 +145,26 @@ func (l sniffing) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c, http2, err := builds.Sniff(c, time.Minute)
-		if err != nil || !http2 {
-			return c, err
+		ahead := bufio.NewReader(c)
+		first, err := ahead.Peek(4)
+		if err != nil {
+			return nil, err
+		}
+		c = sniffed{c, ahead}
+		if string(first) != "PRI " {
+			return c, nil
 		}
 		l.endpoint.ServeConn(c)
 	}
 }
+
+// sniffed is a connection of which the beginning was looked at.
+type sniffed struct {
+	net.Conn
+	ahead io.Reader
+}
+
+func (s sniffed) Read(b []byte) (int, error) { return s.ahead.Read(b) }
 
 // docker is a server of docker's API that has builds alone, and what its clients ask for before.
 func (j *job) docker() (address string) {

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"fmt"
 	"net"
 	"net/http"
 	"regexp"
@@ -87,25 +86,6 @@ func (e *Endpoint) handleGRPC(w http.ResponseWriter, r *http.Request) {
 	}
 	e.ServeConn(read{c, rw.Reader})
 }
-
-// Sniff tells whether a client speaks HTTP/2 from its first byte on, as for ServeConn; others speak HTTP/1, as for Handler.
-// The connection that it returns has what was read of it.
-func Sniff(c net.Conn, limit time.Duration) (_ net.Conn, http2 bool, err error) {
-	if err := c.SetReadDeadline(time.Now().Add(limit)); err != nil {
-		return nil, false, fmt.Errorf("set deadline of client: %w", err)
-	}
-	r := bufio.NewReader(c)
-	first, err := r.Peek(len(preface))
-	if err != nil {
-		return nil, false, fmt.Errorf("read from client: %w", err)
-	}
-	if err := c.SetReadDeadline(time.Time{}); err != nil {
-		return nil, false, fmt.Errorf("set deadline of client: %w", err)
-	}
-	return read{c, r}, string(first) == preface, nil
-}
-
-const preface = "PRI "
 
 // read is a connection of which something is read already.
 type read struct {

@@ -6,7 +6,6 @@ package spec
 
 import (
 	"encoding/csv"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -156,9 +155,6 @@ func fault(field, what string) error {
 	}
 	return fmt.Errorf("cache field %q %s: %w", field, what, errdefs.ErrInvalidArgument)
 }
-
-// IsFault tells whether err is the fault of who wrote the cache down.
-func IsFault(err error) bool { return errors.Is(err, errdefs.ErrInvalidArgument) }
 
 // String is the text that Parse reads.
 func (c Cache) String() string {

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -89,7 +90,7 @@ func TestParseErrors(t *testing.T) {
 		"id=a,target=b,readonly,publish=always":       `a readonly cache has nothing to publish`,
 	} {
 		_, err := Parse(text)
-		if err == nil || !IsFault(err) || !strings.Contains(err.Error(), want) {
+		if err == nil || !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: error %v, want one with %s", text, err, want)
 		}
 	}
@@ -106,7 +107,7 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		c, err := Parse(text)
 		if err != nil {
-			if !IsFault(err) || c != (Cache{}) {
+			if !errdefs.IsInvalidArgument(err) || c != (Cache{}) {
 				t.Fatalf("%q: %+v, %v", text, c, err)
 			}
 			return

@@ -113,7 +113,7 @@ func TestForgedWhiteouts(t *testing.T) {
 	_, err := n.root.Adopt(t.Context(), project, o)
 	n.must(err)
 	for _, paths := range [][]string{{"deps"}, {"*/*"}} {
-		stack, err := StackOf(o, nil)
+		stack, err := stackOf(o, nil)
 		n.must(err)
 		p, err := MakePlan(t.Context(), stack, Selection{Dir: "/x", Paths: paths})
 		n.must(err)

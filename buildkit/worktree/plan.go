@@ -151,19 +151,5 @@ func Overlaps(layers []string, selection Selection) (bool, error) {
 
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
-// StackOf splits the layers of an overlay as one of its caches sees them. base is the cache's own among the lower
-// ones; none if it was empty.
-func StackOf(o layer.Overlay, base []string) (Stack, error) {
-	if len(base) == 0 {
-		return Stack{Upper: o.Upper, Below: o.Lower}, nil
-	}
-	for i := range o.Lower {
-		if rest := o.Lower[i:]; len(rest) >= len(base) && slices.Equal(rest[:len(base)], base) {
-			return Stack{Upper: o.Upper, Above: o.Lower[:i], Base: base, Below: rest[len(base):]}, nil
-		}
-	}
-	return Stack{}, fmt.Errorf("the project directory does not have the layers of the cache: %w", errdefs.ErrInvalidArgument)
-}
-
 // Apart tells whether the layers of the base are needed below no more.
 func (p *Plan) Apart() bool { return p.apart }

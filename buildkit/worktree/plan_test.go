@@ -3,8 +3,10 @@ package worktree
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -37,9 +39,23 @@ func saving(t testing.TB, work func(root string), workspace string, base ...stri
 	return s
 }
 
+// stackOf splits the layers of an overlay as one of its caches sees them. base is the cache's own among the lower
+// ones; none if it was empty.
+func stackOf(o layer.Overlay, base []string) (Stack, error) {
+	if len(base) == 0 {
+		return Stack{Upper: o.Upper, Below: o.Lower}, nil
+	}
+	for i := range o.Lower {
+		if rest := o.Lower[i:]; len(rest) >= len(base) && slices.Equal(rest[:len(base)], base) {
+			return Stack{Upper: o.Upper, Above: o.Lower[:i], Base: base, Below: rest[len(base):]}, nil
+		}
+	}
+	return Stack{}, fmt.Errorf("the project directory does not have the layers of the cache: %w", errdefs.ErrInvalidArgument)
+}
+
 func (s *saved) plan(paths ...string) *Plan {
 	s.Helper()
-	stack, err := StackOf(s.o, s.base)
+	stack, err := stackOf(s.o, s.base)
 	s.must(err)
 	p, err := MakePlan(s.Context(), stack, Selection{Dir: "/builds/p", Paths: paths})
 	s.must(err)

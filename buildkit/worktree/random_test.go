@@ -277,7 +277,7 @@ func (h *history) save(o layer.Overlay, c *cached, base []string, s Selection, p
 	if !inUse {
 		h.unmount(o)
 	}
-	stack, err := StackOf(o, base)
+	stack, err := stackOf(o, base)
 	h.must(err)
 	p, err := MakePlan(h.Context(), stack, s)
 	h.must(err)

@@ -41,17 +41,6 @@ func TestParse(t *testing.T) {
 	}
 }
 
-func TestParsePolicy(t *testing.T) {
-	for s, want := range map[string]Policy{"": Always, "always": Always, "if-not-present": IfNotPresent, "never": Never} {
-		if got, err := ParsePolicy(s); err != nil || got != want {
-			t.Errorf("%q: got %q, %v", s, got, err)
-		}
-	}
-	if _, err := ParsePolicy("sometimes"); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "if-not-present") {
-		t.Errorf("error is %v", err)
-	}
-}
-
 func TestPlatformMustBeOne(t *testing.T) {
 	_, err := (&Puller{}).Pull(t.Context(), Request{Ref: "alpine", Platform: "linux/amd64/v3/x"})
 	if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "linux/amd64/v3/x") {

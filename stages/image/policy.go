@@ -1,11 +1,5 @@
 package image
 
-import (
-	"fmt"
-
-	"github.com/containerd/errdefs"
-)
-
 // Policy says whether an image is asked for at its registry or taken from the node.
 type Policy string
 
@@ -18,15 +12,3 @@ const (
 	// Never takes what the node has.
 	Never Policy = "never"
 )
-
-// ParsePolicy reads a policy as users write it; the empty string is Always, as for gitlab-runner.
-func ParsePolicy(s string) (Policy, error) {
-	switch p := Policy(s); p {
-	case "":
-		return Always, nil
-	case Always, IfNotPresent, Never:
-		return p, nil
-	}
-	return "", errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(
-		"pull policy %q is not one; use %s, %s or %s", s, Always, IfNotPresent, Never))
-}
