@@ -176,8 +176,7 @@ type dind struct {
 // has it. It has neither bridge nor rules, which would take it longer.
 func startDind(b testing.TB) *dind {
 	b.Helper()
-	dir, err := os.MkdirTemp(scratch, "dind")
-	require.NoError(b, err)
+	dir := b.TempDir()
 	id, err := client(b, "unix://"+bare(), "", "run", "-d", "--privileged", "--network", "none",
 		"-v", node.Config.Runtime.Path+":/usr/local/bin:ro", "-v", dir+":/run/dind", "-v", "/var/lib/docker",
 		registry.Image(images.Busybox), "dockerd", "--host", "unix:///run/dind/docker.sock", "--bridge", "none", "--iptables=false", "--ip6tables=false")
@@ -208,7 +207,6 @@ func (d *dind) must(args ...string) {
 func (d *dind) remove() {
 	out, err := client(d.b, "unix://"+bare(), "", "rm", "-f", "-v", d.id)
 	require.NoError(d.b, err, out)
-	_ = os.RemoveAll(d.dir)
 }
 
 // large is the size of the image that jobs hand over.

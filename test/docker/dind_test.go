@@ -70,14 +70,7 @@ func TestBuild(t *testing.T) {
 	if missing != "" {
 		t.Skip(missing)
 	}
-	buildx := filepath.Join(runtimeDir(t), "docker-buildx")
-	if _, err := os.Stat(buildx); err != nil {
-		t.Skip("buildx is not built")
-	}
-	home := filepath.Join(scratch, "docker-config", "cli-plugins")
-	require.NoError(t, os.MkdirAll(home, 0o755))
-	require.NoError(t, os.RemoveAll(filepath.Join(home, "docker-buildx")))
-	require.NoError(t, os.Symlink(buildx, filepath.Join(home, "docker-buildx")))
+	withBuildx(t)
 	busybox := registry.Image(images.Busybox)
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM "+busybox+"\nRUN --mount=type=cache,id=c,target=/c echo built >/built && ls /c\n"), 0o644))
@@ -108,6 +101,19 @@ func TestBuild(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM built/here:1\nRUN cat /built\n"), 0o644))
 	out, err = stranger.docker("build", dir)
 	require.Error(t, err, out)
+}
+
+// withBuildx has the docker client find buildx.
+func withBuildx(t *testing.T) {
+	t.Helper()
+	buildx := filepath.Join(runtimeDir(t), "docker-buildx")
+	if _, err := os.Stat(buildx); err != nil {
+		t.Skip("buildx is not built")
+	}
+	home := filepath.Join(scratch, "docker-config", "cli-plugins")
+	require.NoError(t, os.MkdirAll(home, 0o755))
+	require.NoError(t, os.RemoveAll(filepath.Join(home, "docker-buildx")))
+	require.NoError(t, os.Symlink(buildx, filepath.Join(home, "docker-buildx")))
 }
 
 func runtimeDir(t *testing.T) string {

@@ -29,7 +29,7 @@ type hostDockerd struct {
 	t      *testing.T
 	dir    string
 	cmd    *exec.Cmd
-	exited chan error
+	exited chan struct{}
 }
 
 func (d *hostDockerd) socket() string { return filepath.Join(d.dir, "docker.sock") }
@@ -50,8 +50,9 @@ func (d *hostDockerd) start(args ...string) {
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
 	require.NoError(d.t, d.cmd.Start())
-	d.exited = make(chan error, 1)
-	go func() { d.exited <- d.cmd.Wait() }()
+	cmd, exited := d.cmd, make(chan struct{})
+	d.exited = exited
+	go func() { _ = cmd.Wait(); close(exited) }() // it says more in its log
 	e := engine.New(d.socket())
 	defer e.Close()
 	require.Eventually(d.t, func() bool { return e.Serving(d.t.Context()) == nil }, time.Minute, 50*time.Millisecond, "%s", d.log())
@@ -85,9 +86,7 @@ func aside(t *testing.T) (*hostDockerd, api.Containerd) {
 	if missing != "" {
 		t.Skip(missing)
 	}
-	dir, err := os.MkdirTemp("", "berth-host")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	dir := t.TempDir()
 	address, stop, err := containerdtest.Start(filepath.Join(dir, "containerd"))
 	require.NoError(t, err)
 	t.Cleanup(stop)
