@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 
 	"github.com/containerd/errdefs"
 
@@ -177,12 +178,17 @@ type head struct {
 	Header     http.Header
 }
 
-// answer sends JSON.
+// answer sends JSON: in one piece, which is quicker than by and by.
 func (c *call) answer(status int, v any) error {
+	var text bytes.Buffer
+	if err := json.NewEncoder(&text).Encode(v); err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
 	c.w.Header().Set("Content-Type", "application/json")
-	c.w.Header().Del("Content-Length")
+	c.w.Header().Set("Content-Length", strconv.Itoa(text.Len()))
 	c.begin(status)
-	return json.NewEncoder(c.w).Encode(v)
+	_, err := c.w.Write(text.Bytes())
+	return err
 }
 
 // rewritten asks dockerd, changes the answer and passes it on.

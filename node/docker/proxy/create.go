@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -30,7 +31,7 @@ func createContainer(c *call) (err error) {
 	if body.HostConfig == nil {
 		body.HostConfig = &container.HostConfig{}
 	}
-	asked, err := json.Marshal(body.HostConfig)
+	asked, err := noted(body.HostConfig)
 	if err != nil {
 		return fmt.Errorf("note what was asked for: %w", err)
 	}
@@ -103,6 +104,20 @@ func createContainer(c *call) (err error) {
 		return err
 	}
 	return c.answer(res.StatusCode, v)
+}
+
+// noted is what of a HostConfig is told again as it was asked for.
+func noted(h *container.HostConfig) (json.RawMessage, error) {
+	text, err := json.Marshal(h)
+	if err != nil {
+		return nil, err
+	}
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(text, &all); err != nil {
+		return nil, err
+	}
+	maps.DeleteFunc(all, func(key string, _ json.RawMessage) bool { return !slices.Contains(askedFor, key) })
+	return json.Marshal(all)
 }
 
 // register notes a new container and what dockerd made along with it.
