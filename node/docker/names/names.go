@@ -132,30 +132,40 @@ func (s Scope) Candidates(named reference.Named) []string {
 // Sees gives the name by which the job knows a stored name, if it does, and
 // how near it is to the job: 0 its own, 1 the trusted one, 2 the plain one.
 func (s Scope) Sees(stored string) (named reference.Named, depth int, ok bool) {
-	rest, scoped := strings.CutPrefix(stored, Domain+"/")
-	if !scoped {
+	if !strings.HasPrefix(stored, Domain+"/") {
 		named, err := reference.ParseNormalizedNamed(stored)
 		if err != nil || reference.Domain(named) == Domain {
 			return nil, 0, false
 		}
 		return named, 2, true
 	}
-	parts := strings.SplitN(rest, "/", 4)
-	if len(parts) != 4 || parts[0] != s.Project {
+	whose, named, ok := Whose(stored)
+	if !ok || whose.Project != s.Project {
 		return nil, 0, false
 	}
-	switch parts[1] {
-	case s.tier():
-	case protected:
+	switch {
+	case whose == s:
+	case whose.Protected:
 		depth = 1
 	default:
 		return nil, 0, false
 	}
+	return named, depth, true
+}
+
+// Whose reads a stored name that a job made: whose it is, and what it is to
+// its jobs.
+func Whose(stored string) (s Scope, named reference.Named, ok bool) {
+	rest, ok := strings.CutPrefix(stored, Domain+"/")
+	parts := strings.SplitN(rest, "/", 4)
+	if !ok || len(parts) != 4 || parts[1] != protected && parts[1] != unprotected {
+		return Scope{}, nil, false
+	}
 	named, err := reference.ParseNormalizedNamed(strings.Replace(parts[2], "__", ":", 1) + "/" + parts[3])
 	if err != nil {
-		return nil, 0, false
+		return Scope{}, nil, false
 	}
-	return named, depth, true
+	return Scope{Project: parts[0], Protected: parts[1] == protected}, named, true
 }
 
 // Owns tells whether a stored name is of the job's own tier, or of its
