@@ -37,7 +37,11 @@ func (b *builders) imageNames(r journal.Record) (keep func(string) (string, erro
 		if err != nil {
 			return "", err
 		}
-		return scope.Own(named)
+		stored, err := scope.Own(named)
+		if err == nil {
+			b.uses.Expect(key, stored)
+		}
+		return stored, err
 	}
 	find = func(ctx context.Context, name string) (images.Image, error) {
 		named, err := names.Parse(name)
@@ -46,6 +50,9 @@ func (b *builders) imageNames(r journal.Record) (keep func(string) (string, erro
 		}
 		for _, stored := range scope.Candidates(named) {
 			image, err := b.images.Get(ctx, stored)
+			if err == nil {
+				err = b.uses.Use(ctx, key, image)
+			}
 			if errdefs.IsNotFound(err) {
 				continue
 			}

@@ -18,6 +18,8 @@ import (
 	"gitlab.com/berth-ci/berth/buildkit/builds"
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/cache"
+	"gitlab.com/berth-ci/berth/node/docker/names"
+	"gitlab.com/berth-ci/berth/node/imagegc/lastuse"
 	"gitlab.com/berth-ci/berth/node/journal"
 	"gitlab.com/berth-ci/berth/node/network"
 )
@@ -50,6 +52,7 @@ type builders struct {
 	networks endpoints
 	sockets  listeners
 	images   images.Store
+	uses     imageUses
 	// unnamed notes an image without a name; nil where there is no docker.
 	unnamed func(job, id string) error
 	log     *logrus.Entry
@@ -58,8 +61,8 @@ type builders struct {
 	jobs map[string]*builder
 }
 
-func newBuilders(s *builds.Service, n endpoints, l listeners, i images.Store, log *logrus.Entry) *builders {
-	return &builders{service: s, networks: n, sockets: l, images: i, log: log, jobs: map[string]*builder{}}
+func newBuilders(s *builds.Service, n endpoints, l listeners, i images.Store, u imageUses, log *logrus.Entry) *builders {
+	return &builders{service: s, networks: n, sockets: l, images: i, uses: u, log: log, jobs: map[string]*builder{}}
 }
 
 // builder is one job's.
@@ -97,6 +100,9 @@ func (b *builders) Serve(r journal.Record) error {
 		Entitlements: a.Grant.Profile.Builds.Entitlements,
 	}}
 	j.job.Image, j.job.Find = b.imageNames(r)
+	j.job.Labels = func() map[string]string {
+		return lastuse.Put(map[string]string{names.MakerLabel: key})
+	}
 	b.mu.Lock()
 	b.jobs[key] = j
 	b.mu.Unlock()

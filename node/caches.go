@@ -130,7 +130,8 @@ func retakeCaches(ctx context.Context, s *cache.Service, j *Jobs, alive, dead []
 	return s.Retake(ctx, survivors)
 }
 
-// collectInterval is how often it is looked whether caches have to go.
+// collectInterval is how often it is looked whether images or caches have to
+// go.
 const collectInterval = 5 * time.Minute
 
 // policyOf is what the node keeps.
@@ -147,6 +148,8 @@ func (d *daemon) collect(ctx context.Context) {
 	tick := time.NewTicker(collectInterval)
 	defer tick.Stop()
 	for {
+		// Images first: most can be pulled again.
+		d.collectImages(ctx)
 		removed, err := d.keeper.Collect(ctx)
 		if err != nil && ctx.Err() == nil {
 			d.log.WithError(err).Warn("cannot make room among the caches")

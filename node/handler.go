@@ -16,6 +16,7 @@ import (
 	"gitlab.com/berth-ci/berth/gpu"
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/cache"
+	"gitlab.com/berth-ci/berth/node/imagegc"
 )
 
 const (
@@ -31,6 +32,7 @@ const (
 type handler struct {
 	jobs   *Jobs
 	keeper *cache.Keeper
+	images *imagegc.Keeper
 	gpus   *gpu.Keeper
 	about  api.Version
 	log    *logrus.Entry
@@ -53,6 +55,9 @@ func (h *handler) routes() http.Handler {
 		"POST /v1/caches/rollback":         h.rollback,
 		"POST /v1/caches/remove":           h.removeCache,
 		"POST /v1/caches/prune":            h.prune,
+		"GET /v1/images":                   h.listImages,
+		"POST /v1/images/remove":           h.removeImage,
+		"POST /v1/images/prune":            h.pruneImages,
 		"GET /v1/gpus":                     h.listGPUs,
 		"POST /v1/gpus/{gpu}/quarantine":   h.quarantineGPU,
 		"POST /v1/gpus/{gpu}/release":      h.releaseGPU,

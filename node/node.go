@@ -23,6 +23,7 @@ import (
 	"gitlab.com/berth-ci/berth/node/cgroup"
 	"gitlab.com/berth-ci/berth/node/config"
 	"gitlab.com/berth-ci/berth/node/docker"
+	"gitlab.com/berth-ci/berth/node/imagegc"
 	"gitlab.com/berth-ci/berth/node/journal"
 	"gitlab.com/berth-ci/berth/node/network"
 	"gitlab.com/berth-ci/berth/node/runtime"
@@ -62,6 +63,7 @@ type daemon struct {
 	engine   *buildkit.Engine
 	builders *builders
 	keeper   *cache.Keeper
+	images   *imagegc.Keeper
 	gpus     *gpu.Keeper
 	jobs     *Jobs
 }
@@ -181,7 +183,7 @@ func (d *daemon) openDocker(ctx context.Context) (err error) {
 	}
 	d.docker, err = docker.Open(ctx, docker.Settings{
 		Config: d.config, Containerd: d.runtime.Containerd(), Client: d.client, Env: d.runtime.Env(),
-		Networks: d.networks, Names: d.names.PutContainers, Relay: d.sockets.Keeper,
+		Networks: d.networks, Names: d.names.PutContainers, Relay: d.sockets.Keeper, Images: d.images,
 		Builds: d.builders.forDocker, Log: d.log,
 	})
 	if err != nil {
@@ -207,13 +209,14 @@ func (d *daemon) openCaches(ctx context.Context) (err error) {
 		return fmt.Errorf("open the node's caches: %w", err)
 	}
 	d.onClose(func(context.Context) error { return d.engine.Close() })
+	d.openImages()
 	service, err := builds.New(ctx, d.engine, builds.Config{
 		HostsDir: d.config.Registries.HostsDir, Deny: []netip.Prefix{d.config.Network.Subnet, d.config.Network.Uplinks},
 	})
 	if err != nil {
 		return err
 	}
-	d.builders = newBuilders(service, d.networks, d.sockets, d.client.ImageService(), d.log)
+	d.builders = newBuilders(service, d.networks, d.sockets, d.client.ImageService(), d.images, d.log)
 	d.onClose(d.builders.close)
 	return nil
 }
@@ -288,7 +291,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	d.jobs.attending.Go(func() { d.collect(life) })
 	go store.empty(life, d.log)
 
-	h := &handler{jobs: d.jobs, keeper: d.keeper, gpus: d.gpus, log: d.log, about: api.Version{
+	h := &handler{jobs: d.jobs, keeper: d.keeper, images: d.images, gpus: d.gpus, log: d.log, about: api.Version{
 		Berthd: d.version, Containerd: d.runtime.Version(), Root: d.config.Root,
 	}}
 	complaints := d.log.WriterLevel(logrus.WarnLevel)

@@ -71,6 +71,9 @@ func (s *imageStore) own(img images.Image) (images.Image, error) {
 	if img.Labels == nil {
 		img.Labels = map[string]string{}
 	}
+	if s.job.Labels != nil {
+		maps.Copy(img.Labels, s.job.Labels())
+	}
 	img.Labels[LabelNamespace] = s.job.Namespace
 	return img, nil
 }

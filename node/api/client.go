@@ -177,6 +177,25 @@ func (c *Client) PruneCaches(ctx context.Context, r PruneRequest) ([]Cache, erro
 	return removed, err
 }
 
+// Images lists the images that are there by Berth.
+func (c *Client) Images(ctx context.Context) ([]Image, error) {
+	var list []Image
+	err := c.call(ctx, http.MethodGet, "/v1/images", nil, &list)
+	return list, err
+}
+
+// RemoveImage removes an image that is not in use, by its name in containerd.
+func (c *Client) RemoveImage(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodPost, "/v1/images/remove", ImageRemoval{name}, nil)
+}
+
+// PruneImages makes room, and tells what went.
+func (c *Client) PruneImages(ctx context.Context, r ImagePrune) ([]Image, error) {
+	var removed []Image
+	err := c.call(ctx, http.MethodPost, "/v1/images/prune", r, &removed)
+	return removed, err
+}
+
 // Version asks who answers.
 func (c *Client) Version(ctx context.Context) (*Version, error) {
 	v := new(Version)

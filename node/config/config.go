@@ -36,6 +36,7 @@ type Config struct {
 	Registries Registries                  `toml:"registries"`
 	Limits     Limits                      `toml:"limits"`
 	Cache      Cache                       `toml:"cache"`
+	Images     Images                      `toml:"images"`
 	GPU        GPU                         `toml:"gpu"`
 	Profiles   map[string]executor.Profile `toml:"profile"`
 }
@@ -102,6 +103,15 @@ type Cache struct {
 	Shares map[string]int `toml:"shares"`
 }
 
+// Images says how much the node keeps of images.
+type Images struct {
+	// MaxSize is of all together, MinFree what is to be free on their disk;
+	// 0 is no limit. MaxAge is since the last use.
+	MaxSize executor.Bytes    `toml:"max_size"`
+	MinFree executor.Bytes    `toml:"min_free"`
+	MaxAge  executor.Duration `toml:"max_age"`
+}
+
 // GPU says how the node's GPUs are found.
 type GPU struct {
 	// Program asks the driver; empty is berth-gpu of the runtime's programs,
@@ -151,6 +161,7 @@ func settings() *Config {
 		Limits: Limits{Cgroup: "/berth"},
 		GPU:    GPU{DriverRoot: "/"},
 		Cache:  Cache{MinFree: 10 << 30, MaxAge: executor.Duration(30 * 24 * time.Hour), Rollback: 3},
+		Images: Images{MinFree: 10 << 30, MaxAge: executor.Duration(14 * 24 * time.Hour)},
 	}
 }
 

@@ -41,6 +41,8 @@ type Settings struct {
 	Names func(ctx context.Context, job string, names map[string][]netip.Addr) error
 	// Relay keeps what must not end with berthd.
 	Relay *relay.Keeper
+	// Images takes note of what jobs use.
+	Images proxy.Images
 	// Builds answers the builds of a job; nil where there are none.
 	Builds func(Job) proxy.Builds
 	Log    *logrus.Entry
@@ -98,7 +100,7 @@ func Open(ctx context.Context, s Settings) (_ *Docker, err error) {
 		Engine: d.daemon.Engine, Client: s.Client, Ledger: record, Binds: stage, Networks: s.Networks,
 		Registry: &registry.Registry{Client: s.Client, Snapshotter: s.Containerd.Snapshotter, HostsDir: s.Config.Registries.HostsDir},
 		Subnets:  s.Config.Docker.Networks, Reserved: []netip.Prefix{s.Config.Network.Subnet, s.Config.Network.Uplinks, s.Config.Docker.Networks},
-		Names: s.Names, Streams: s.Relay, Log: s.Log,
+		Names:    s.Names, Streams: s.Relay, Images: s.Images, Log: s.Log,
 	}
 	d.daemon.Start(ctx)
 	d.done.Go(d.watch)

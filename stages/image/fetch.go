@@ -14,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"gitlab.com/berth-ci/berth/node/docker/names"
+	"gitlab.com/berth-ci/berth/node/imagegc/lastuse"
 )
 
 // fetch asks the registry for the image, and downloads what the node lacks of it. Each job asks for itself, with
@@ -55,11 +56,15 @@ func (j *job) fetch(ctx context.Context) (client.Image, error) {
 		return f.image, j.replace(ctx, resolved)
 	}
 
+	labels, err := lastuse.Pulled(ctx, j.Client.ImageService(), resolved.stored, resolved.labels())
+	if err != nil {
+		return nil, err
+	}
 	progress := newProgress(j)
 	stop := progress.start(ctx)
 	img, err := j.Client.Pull(ctx, resolved.stored,
 		client.WithResolver(resolved),
-		client.WithPullLabels(resolved.labels()),
+		client.WithPullLabels(labels),
 		client.WithPlatformMatcher(j.matcher),
 		client.WithPullUnpack,
 		client.WithPullSnapshotter(j.snapshotter()),
@@ -101,7 +106,7 @@ func (j *job) replace(ctx context.Context, r *resolved) error {
 		}
 		own, nameErr := j.scope.Own(j.named)
 		if err = errors.Join(err, nameErr); err == nil {
-			record = images.Image{Name: own, Target: r.desc, Labels: map[string]string{names.OriginLabel: names.OriginRegistry}}
+			record = images.Image{Name: own, Target: r.desc, Labels: lastuse.Put(map[string]string{names.OriginLabel: names.OriginRegistry})}
 			if _, err = j.Client.ImageService().Create(ctx, record); errdefs.IsAlreadyExists(err) {
 				_, err = j.Client.ImageService().Update(ctx, record)
 			}

@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"gitlab.com/berth-ci/berth/node/docker/names"
+	"gitlab.com/berth-ci/berth/node/imagegc/lastuse"
 )
 
 // found is what the node has of an image.
@@ -42,6 +43,9 @@ func (j *job) find(ctx context.Context, want digest.Digest, stored ...string) (f
 		if err == nil && !j.usable(record, want) {
 			continue
 		}
+		if err == nil {
+			err = j.touch(ctx, record)
+		}
 		f := found{}
 		if err == nil {
 			f, err = j.lookup(ctx, record)
@@ -55,6 +59,17 @@ func (j *job) find(ctx context.Context, want digest.Digest, stored ...string) (f
 		return f, nil
 	}
 	return found{}, nil
+}
+
+// touch notes on an image that is there that it is used. What keeps it there is the caller's lease; the note is for when
+// the job has ended.
+func (j *job) touch(ctx context.Context, record images.Image) error {
+	err := lastuse.Touch(ctx, j.Client.ImageService(), record)
+	if err == nil || errdefs.IsNotFound(err) {
+		return err
+	}
+	j.log.Printf("WARNING: image %s: %v", j.ref, err)
+	return nil
 }
 
 // usable tells whether an image that is stored by one of the names may be the one.

@@ -381,6 +381,9 @@ func commit(c *call) error {
 		if err := c.addImage(text(v, "Id")); err != nil {
 			return err
 		}
+		if err := c.labelDangling(c.ctx, text(v, "Id")); err != nil {
+			return err
+		}
 		return c.answer(res.StatusCode, v)
 	}
 	named, err := repoTag(c.query)

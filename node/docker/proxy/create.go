@@ -39,7 +39,7 @@ func createContainer(c *call) (err error) {
 	if name != "" && !namePattern.MatchString(name) {
 		return invalid("Invalid container name (%s), only %s are allowed", name, "[a-zA-Z0-9][a-zA-Z0-9_.-]")
 	}
-	image, err := c.image(body.Image)
+	image, err := c.used(body.Image)
 	if err != nil {
 		return err
 	}
@@ -429,7 +429,7 @@ func (c *call) mount(m *mount.Mount, record *containerRecord) error {
 		return err
 	case mount.TypeTmpfs:
 	case mount.TypeImage:
-		image, err := c.image(m.Source)
+		image, err := c.used(m.Source)
 		if err != nil {
 			return err
 		}

@@ -18,6 +18,7 @@ import (
 
 	"gitlab.com/berth-ci/berth/node/docker/ledger"
 	"gitlab.com/berth-ci/berth/node/docker/names"
+	"gitlab.com/berth-ci/berth/node/imagegc/lastuse"
 )
 
 // found is an image that the job sees.
@@ -119,6 +120,34 @@ func (c *call) image(ref string) (found, error) {
 	return found{}, none
 }
 
+// used is image, of one that is there until the job ends.
+func (c *call) used(ref string) (found, error) {
+	for {
+		f, err := c.image(ref)
+		if err != nil {
+			return f, err
+		}
+		all := []images.Image{}
+		if f.record != nil {
+			all = append(all, *f.record)
+		} else {
+			c.Images.Expect(c.job.Key, f.target.String())
+			if all, err = c.Client.ImageService().List(c.ctx, "target.digest=="+f.target.String()); err != nil {
+				return f, fmt.Errorf("look up image %s: %w", f.target, err)
+			}
+		}
+		for _, record := range all {
+			if err = c.Images.Use(c.ctx, c.job.Key, record); err != nil {
+				break
+			}
+		}
+		if errdefs.IsNotFound(err) {
+			continue // another has the name now, or none
+		}
+		return f, err
+	}
+}
+
 func (c *call) imageByName(named reference.Named) (found, bool, error) {
 	if digested, ok := named.(reference.Digested); ok {
 		return c.imageByDigest(named, digested.Digest())
@@ -202,10 +231,32 @@ func (p *Proxy) addImage(id string) error {
 	if err := p.Ledger.Put(p.job.Key, ledger.Image, id, struct{}{}); err != nil {
 		return err
 	}
+	p.Images.Expect(p.job.Key, id)
 	p.objects.mu.Lock()
 	defer p.objects.mu.Unlock()
 	p.objects.images[id] = true
 	return nil
+}
+
+// labelDangling says on an image without a name whose it is: what the record
+// of docker objects does not know of after a boot.
+func (p *Proxy) labelDangling(ctx context.Context, id string) error {
+	image, err := p.Client.ImageService().Get(ctx, dangling+id)
+	if err == nil {
+		image.Labels = p.labels(image.Labels)
+		_, err = p.Client.ImageService().Update(ctx, image, "labels")
+	}
+	if err != nil && !errdefs.IsNotFound(err) { // it may have a name after all
+		return fmt.Errorf("label image %s: %w", id, err)
+	}
+	return nil
+}
+
+// labels are those of an image that the job has made.
+func (p *Proxy) labels(other map[string]string) map[string]string {
+	labels := lastuse.Put(other)
+	labels[names.MakerLabel] = p.job.Key
+	return labels
 }
 
 // store gives an image a name of the job's own.
@@ -215,16 +266,13 @@ func (p *Proxy) store(ctx context.Context, named reference.Named, image images.I
 		return "", err
 	}
 	image.Name = stored
-	labels := maps.Clone(image.Labels)
-	if labels == nil {
-		labels = map[string]string{}
-	}
-	labels[names.MakerLabel] = p.job.Key
-	delete(labels, names.OriginLabel)
+	image.Labels = p.labels(image.Labels)
+	delete(image.Labels, names.OriginLabel)
 	if origin != "" {
-		labels[names.OriginLabel] = origin
+		image.Labels[names.OriginLabel] = origin
 	}
-	image.Labels = labels
+	p.Images.Expect(p.job.Key, stored)
+	p.Images.Expect(p.job.Key, image.Target.Digest.String())
 	if _, err = p.Client.ImageService().Create(ctx, image); errdefs.IsAlreadyExists(err) {
 		_, err = p.Client.ImageService().Update(ctx, image)
 	}
@@ -423,7 +471,7 @@ func aboutImage(what string) func(*call) error {
 
 // tagImage is POST /images/{image}/tag.
 func tagImage(c *call) error {
-	image, err := c.image(c.params[0])
+	image, err := c.used(c.params[0])
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errhttp"
 	"github.com/sirupsen/logrus"
@@ -49,6 +50,17 @@ type Streams interface {
 	Join(ctx context.Context, job string, s *relay.Stream) error
 }
 
+// Images takes note of what jobs use of the node's images, which keeps it there
+// until they end.
+type Images interface {
+	// Use notes that a job uses an image. The error is one of not found if it
+	// has been removed meanwhile.
+	Use(ctx context.Context, job string, i images.Image) error
+	// Expect notes that a job is about to make an image of that name, or one
+	// that is known by its digest alone.
+	Expect(job, nameOrDigest string)
+}
+
 // Builds answers what has to do with BuildKit: /session, /grpc, /build and
 // what hangs on them. The path of the request has no version.
 type Builds interface {
@@ -78,6 +90,7 @@ type Node struct {
 	// Names makes the names of a job's containers known in its network.
 	Names   func(ctx context.Context, job string, names map[string][]netip.Addr) error
 	Streams Streams
+	Images  Images
 	Log     *logrus.Entry
 
 	subnets subnets

@@ -28,6 +28,7 @@ import (
 
 	"gitlab.com/berth-ci/berth/node/docker/names"
 	"gitlab.com/berth-ci/berth/node/docker/registry"
+	"gitlab.com/berth-ci/berth/node/imagegc/lastuse"
 )
 
 // Images come and go by berthd rather than dockerd: dockerd would give them the
@@ -96,7 +97,12 @@ func (c *call) pull(named reference.Named, platform string, login registrytypes.
 		if p.Stored, err = c.job.Scope.Own(named); err != nil {
 			return err
 		}
-		p.Labels = map[string]string{names.OriginLabel: names.OriginRegistry, names.MakerLabel: c.job.Key}
+		p.Labels = c.labels(map[string]string{names.OriginLabel: names.OriginRegistry})
+	}
+	c.Images.Expect(c.job.Key, p.Stored)
+	var err error
+	if p.Labels, err = lastuse.Pulled(c.ctx, c.Client.ImageService(), p.Stored, p.Labels); err != nil {
+		return err
 	}
 	if err := c.Registry.Pull(c.ctx, p, say); err != nil {
 		return err
@@ -162,6 +168,9 @@ func importImage(c *call) error {
 		}
 		if id := text(line, "status"); named == nil && strings.HasPrefix(id, "sha256:") {
 			if err := c.addImage(id); err != nil {
+				return err
+			}
+			if err := c.labelDangling(c.ctx, id); err != nil {
 				return err
 			}
 		}
@@ -284,7 +293,7 @@ func (c *call) inArchive(ctx context.Context, store *held, d digest.Digest) erro
 func (c *call) loaded(name string, image images.Image) (string, error) {
 	id := image.Target.Digest.String()
 	if name == "" {
-		image.Name = dangling + id
+		image.Name, image.Labels = dangling+id, c.labels(nil)
 		if err := c.addImage(id); err != nil {
 			return "", err
 		}
@@ -382,7 +391,7 @@ func (c *call) savedAs(ref string) ([]found, error) {
 			return all, err
 		}
 	}
-	one, err := c.image(ref)
+	one, err := c.used(ref)
 	return []found{one}, err
 }
 
@@ -417,13 +426,13 @@ func pushImage(c *call) error {
 	var all []found
 	switch tag := c.query.Get("tag"); {
 	case tag != "":
-		one, err := c.image(reference.TrimNamed(repository).Name() + ":" + tag)
+		one, err := c.used(reference.TrimNamed(repository).Name() + ":" + tag)
 		if err != nil {
 			return missing("tag does not exist: An image does not exist locally with the tag: %s", reference.FamiliarName(repository))
 		}
 		all = []found{one}
 	case !reference.IsNameOnly(repository):
-		one, err := c.image(repository.String())
+		one, err := c.used(repository.String())
 		if err != nil {
 			return missing("tag does not exist: An image does not exist locally with the tag: %s", reference.FamiliarName(repository))
 		}
