@@ -62,7 +62,7 @@ are for whoever looks after the node.`,
 	root.AddGroup(&cobra.Group{ID: "runner", Title: "Called by gitlab-runner:"}, &cobra.Group{ID: "operator", Title: "For operators:"})
 	root.AddCommand(
 		configCommand(socket), prepareCommand(socket), runCommand(socket), cleanupCommand(socket),
-		jobsCommand(socket), cacheCommand(socket), attachCommand(socket), doctorCommand(socket), gpuCommand(socket),
+		jobsCommand(socket), cacheCommand(socket), imagesCommand(socket), attachCommand(socket), doctorCommand(socket), gpuCommand(socket),
 	)
 	return root
 }
