@@ -44,7 +44,7 @@ func checkSpace(name, dir string, should, must uint64) Check {
 	if !inodes {
 		detail += fmt.Sprintf(", %d of %d inodes", s.Ffree, s.Files)
 	}
-	const remedy = "Remove images that nobody needs, or give it more."
+	const remedy = "Have less kept, by [images] and [cache] of berthd's configuration, or at once by berth images prune and berth cache prune; or give it more."
 	switch {
 	case free < must || s.Files != 0 && s.Ffree == 0:
 		return fail(name, remedy, "%s", detail)

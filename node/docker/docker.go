@@ -100,7 +100,7 @@ func Open(ctx context.Context, s Settings) (_ *Docker, err error) {
 		Engine: d.daemon.Engine, Client: s.Client, Ledger: record, Binds: stage, Networks: s.Networks,
 		Registry: &registry.Registry{Client: s.Client, Snapshotter: s.Containerd.Snapshotter, HostsDir: s.Config.Registries.HostsDir},
 		Subnets:  s.Config.Docker.Networks, Reserved: []netip.Prefix{s.Config.Network.Subnet, s.Config.Network.Uplinks, s.Config.Docker.Networks},
-		Names:    s.Names, Streams: s.Relay, Images: s.Images, Log: s.Log,
+		Names: s.Names, Streams: s.Relay, Images: s.Images, Log: s.Log,
 	}
 	d.daemon.Start(ctx)
 	d.done.Go(d.watch)
