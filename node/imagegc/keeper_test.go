@@ -205,6 +205,37 @@ func TestNote(t *testing.T) {
 	require.True(t, errdefs.IsNotFound(err), err)
 }
 
+// TestUsedMeanwhile has images be used when they have been chosen to go.
+func TestUsedMeanwhile(t *testing.T) {
+	f := newFixture(t, Policy{})
+	ctx := t.Context()
+	all := map[string]made{}
+	for _, name := range []string{"docker:1", "prepare:1", "moved:1", "gone:1", "unused:1"} {
+		all[name] = f.image(mine+name, 15*day, name)
+	}
+	another := f.image("docker.io/library/another:1", 13*day, "another")
+	stock, err := f.keeper.stock(ctx)
+	require.NoError(t, err)
+	free, err := f.keeper.free()
+	require.NoError(t, err)
+	chosen := stock.plan(twoWeeks, free, time.Now())
+	require.Len(t, chosen, 5)
+	store := f.client.ImageService()
+	require.NoError(t, f.keeper.Use(ctx, "j1-00000000", all["docker:1"].Image))
+	_, err = store.Update(ctx, all["docker:1"].Image) // as if a note had not been due
+	require.NoError(t, err)
+	require.NoError(t, lastuse.Touch(ctx, store, all["prepare:1"].Image))
+	moved := all["moved:1"].Image
+	moved.Target = another.Target
+	_, err = store.Update(ctx, moved)
+	require.NoError(t, err)
+	require.NoError(t, store.Delete(ctx, mine+"gone:1"))
+	went, err := f.keeper.removeAll(ctx, chosen)
+	require.NoError(t, err)
+	require.Len(t, went, 1)
+	require.Equal(t, mine+"docker:1 "+mine+"moved:1 "+mine+"prepare:1 "+another.Name, f.names())
+}
+
 // TestRace has jobs use an image again and again that is about to go: by
 // prepare, which knows nothing of berthd's, and by docker and builds.
 func TestRace(t *testing.T) {
@@ -261,7 +292,7 @@ func TestRace(t *testing.T) {
 	}
 	for name, do := range map[string]func(string) bool{"prepare": prepare, "docker": use} {
 		uses, misses := 0, 0
-		for n := 0; uses < 20; n++ {
+		for n := 0; uses < 10; n++ {
 			job := fmt.Sprintf("j%d-%s", n, name)
 			f.setJobs(api.Job{Key: job, Since: time.Now()})
 			app := f.image(ref, 15*day, "app")
