@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
@@ -100,8 +101,8 @@ func (b *builders) Serve(r journal.Record) error {
 		Entitlements: a.Grant.Profile.Builds.Entitlements,
 	}}
 	j.job.Image, j.job.Find = b.imageNames(r)
-	j.job.Labels = func() map[string]string {
-		return lastuse.Put(map[string]string{names.MakerLabel: key})
+	j.job.Labels = func(name string) map[string]string {
+		return lastuse.Put(map[string]string{names.MakerLabel: key}, name, time.Now())
 	}
 	b.mu.Lock()
 	b.jobs[key] = j

@@ -72,7 +72,7 @@ func (s *imageStore) own(img images.Image) (images.Image, error) {
 		img.Labels = map[string]string{}
 	}
 	if s.job.Labels != nil {
-		maps.Copy(img.Labels, s.job.Labels())
+		maps.Copy(img.Labels, s.job.Labels(kept))
 	}
 	img.Labels[LabelNamespace] = s.job.Namespace
 	return img, nil

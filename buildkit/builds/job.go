@@ -38,8 +38,8 @@ type Job struct {
 	// Image tells by which name an image is kept on the node that a build exports by a name, or looks for; nil for the
 	// same. Builds overwrite and find images of their own namespace alone.
 	Image func(name string) (string, error)
-	// Labels are put on images that a build makes; nil for none.
-	Labels func() map[string]string
+	// Labels are put on an image that a build makes, by the name that it is kept by; nil for none.
+	Labels func(name string) map[string]string
 	// Find looks for an image on the node in place of that, for FROM where the registry is not asked or has none.
 	Find func(ctx context.Context, name string) (images.Image, error)
 }

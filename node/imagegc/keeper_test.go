@@ -199,6 +199,13 @@ func TestNote(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, labels, 2)
 	}
+	// So does another name that he gives to one of Berth's; docker and ctr copy the labels.
+	_, err = store.Create(ctx, images.Image{Name: "docker.io/library/golden:1", Target: old.Target, Labels: noted.Labels})
+	require.NoError(t, err)
+	require.NoError(t, f.keeper.Use(ctx, "j1", get("docker.io/library/golden:1")))
+	require.False(t, lastuse.Ours(get("docker.io/library/golden:1")))
+	// What docker keeps of a name that a job has given to another image is the job's.
+	require.True(t, lastuse.Ours(images.Image{Name: dangling + old.Target.Digest.String(), Labels: noted.Labels}))
 	// One that has gone meanwhile cannot be used.
 	require.NoError(t, store.Delete(ctx, old.Name))
 	err = f.keeper.Use(ctx, "j2", old.Image)

@@ -159,7 +159,7 @@ func (f *fixture) image(name string, ago time.Duration, layers ...string) made {
 	require.NoError(f, err)
 	m.Image = images.Image{Name: name, Target: put(ocispec.MediaTypeImageManifest, text, refs)}
 	if ago >= 0 {
-		m.Labels = map[string]string{lastuse.Label: strconv.FormatInt(time.Now().Add(-ago).Unix(), 10)}
+		m.Labels = lastuse.Put(nil, name, time.Now().Add(-ago))
 	}
 	if _, err = f.client.ImageService().Create(ctx, m.Image); errdefs.IsAlreadyExists(err) {
 		_, err = f.client.ImageService().Update(ctx, m.Image)
@@ -174,7 +174,7 @@ func (f *fixture) age(name string) {
 	f.Helper()
 	i, err := f.client.ImageService().Get(f.Context(), name)
 	require.NoError(f, err)
-	i.Labels = map[string]string{lastuse.Label: strconv.FormatInt(time.Now().Add(-15*day).Unix(), 10)}
+	i.Labels = lastuse.Put(nil, name, time.Now().Add(-15*day))
 	_, err = f.client.ImageService().Update(f.Context(), i, "labels."+lastuse.Label)
 	require.NoError(f, err)
 }

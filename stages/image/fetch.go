@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
@@ -106,7 +107,7 @@ func (j *job) replace(ctx context.Context, r *resolved) error {
 		}
 		own, nameErr := j.scope.Own(j.named)
 		if err = errors.Join(err, nameErr); err == nil {
-			record = images.Image{Name: own, Target: r.desc, Labels: lastuse.Put(map[string]string{names.OriginLabel: names.OriginRegistry})}
+			record = images.Image{Name: own, Target: r.desc, Labels: lastuse.Put(map[string]string{names.OriginLabel: names.OriginRegistry}, own, time.Now())}
 			if _, err = j.Client.ImageService().Create(ctx, record); errdefs.IsAlreadyExists(err) {
 				_, err = j.Client.ImageService().Update(ctx, record)
 			}

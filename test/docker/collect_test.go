@@ -3,7 +3,6 @@ package docker
 import (
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -34,7 +33,7 @@ func age(t *testing.T, c *containerd.Client, stored ...string) {
 	for _, name := range stored {
 		i, err := c.ImageService().Get(t.Context(), name)
 		require.NoError(t, err)
-		i.Labels = map[string]string{lastuse.Label: strconv.FormatInt(time.Now().Add(-15*24*time.Hour).Unix(), 10)}
+		i.Labels = lastuse.Put(nil, name, time.Now().Add(-15*24*time.Hour))
 		_, err = c.ImageService().Update(t.Context(), i, "labels."+lastuse.Label)
 		require.NoError(t, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
@@ -243,7 +244,7 @@ func (p *Proxy) addImage(id string) error {
 func (p *Proxy) labelDangling(ctx context.Context, id string) error {
 	image, err := p.Client.ImageService().Get(ctx, dangling+id)
 	if err == nil {
-		image.Labels = p.labels(image.Labels)
+		image.Labels = p.labels(image.Labels, image.Name)
 		_, err = p.Client.ImageService().Update(ctx, image, "labels")
 	}
 	if err != nil && !errdefs.IsNotFound(err) { // it may have a name after all
@@ -252,9 +253,9 @@ func (p *Proxy) labelDangling(ctx context.Context, id string) error {
 	return nil
 }
 
-// labels are those of an image that the job has made.
-func (p *Proxy) labels(other map[string]string) map[string]string {
-	labels := lastuse.Put(other)
+// labels are those of an image that the job has made, by its stored name.
+func (p *Proxy) labels(other map[string]string, name string) map[string]string {
+	labels := lastuse.Put(other, name, time.Now())
 	labels[names.MakerLabel] = p.job.Key
 	return labels
 }
@@ -266,7 +267,7 @@ func (p *Proxy) store(ctx context.Context, named reference.Named, image images.I
 		return "", err
 	}
 	image.Name = stored
-	image.Labels = p.labels(image.Labels)
+	image.Labels = p.labels(image.Labels, image.Name)
 	delete(image.Labels, names.OriginLabel)
 	if origin != "" {
 		image.Labels[names.OriginLabel] = origin

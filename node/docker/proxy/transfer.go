@@ -97,7 +97,7 @@ func (c *call) pull(named reference.Named, platform string, login registrytypes.
 		if p.Stored, err = c.job.Scope.Own(named); err != nil {
 			return err
 		}
-		p.Labels = c.labels(map[string]string{names.OriginLabel: names.OriginRegistry})
+		p.Labels = c.labels(map[string]string{names.OriginLabel: names.OriginRegistry}, p.Stored)
 	}
 	c.Images.Expect(c.job.Key, p.Stored)
 	var err error
@@ -293,7 +293,7 @@ func (c *call) inArchive(ctx context.Context, store *held, d digest.Digest) erro
 func (c *call) loaded(name string, image images.Image) (string, error) {
 	id := image.Target.Digest.String()
 	if name == "" {
-		image.Name, image.Labels = dangling+id, c.labels(nil)
+		image.Name, image.Labels = dangling+id, c.labels(nil, dangling+id)
 		if err := c.addImage(id); err != nil {
 			return "", err
 		}
