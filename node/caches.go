@@ -157,11 +157,28 @@ func (d *daemon) collect(ctx context.Context) {
 		for _, c := range removed {
 			d.log.WithFields(logrus.Fields{"cache": c.Key, "project": c.Project, "kind": c.Kind, "size": c.Size}).Info("removed a cache")
 		}
+		d.forgetBuilds()
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+	}
+}
+
+// forgetBuilds removes what is known of the builds of projects that build no
+// more.
+func (d *daemon) forgetBuilds() {
+	age := time.Duration(d.config.Cache.MaxAge)
+	if age <= 0 {
+		return
+	}
+	forgotten, err := d.builders.service.Forget(age)
+	for _, namespace := range forgotten {
+		d.log.WithField("project", namespace).Info("forgot the build steps of a project that has not built for long")
+	}
+	if err != nil {
+		d.log.WithError(err).Warn("cannot forget the build steps of projects")
 	}
 }
 

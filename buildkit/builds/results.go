@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/bboltcachestorage"
@@ -56,8 +59,40 @@ func (r *results) release(namespace string, st *resultStore) error {
 	return nil
 }
 
+// Forget removes what is known of the steps of those that have not built for so long, and tells whose it was. The
+// results themselves are BuildKit's records, which go on their own.
+func (s *Service) Forget(age time.Duration) (namespaces []string, err error) {
+	s.results.mu.Lock()
+	defer s.results.mu.Unlock()
+	entries, err := os.ReadDir(s.resultDir())
+	if err != nil {
+		return nil, fmt.Errorf("list results of builds: %w", err)
+	}
+	for _, entry := range entries {
+		namespace, is := strings.CutSuffix(entry.Name(), resultSuffix)
+		if !is || s.results.m[namespace] != nil {
+			continue
+		}
+		// Written to whenever it is opened.
+		info, err := entry.Info()
+		if err == nil && time.Since(info.ModTime()) <= age {
+			continue
+		}
+		if err == nil {
+			err = os.Remove(filepath.Join(s.resultDir(), entry.Name()))
+		}
+		if err != nil {
+			return namespaces, fmt.Errorf("remove results of builds: %w", err)
+		}
+		namespaces = append(namespaces, namespace)
+	}
+	return namespaces, nil
+}
+
+const resultSuffix = ".db"
+
 func (s *Service) openResults(namespace string) (*resultStore, error) {
-	db, err := bboltcachestorage.NewStore(filepath.Join(s.resultDir(), namespace+".db"))
+	db, err := bboltcachestorage.NewStore(filepath.Join(s.resultDir(), namespace+resultSuffix))
 	if err != nil {
 		return nil, fmt.Errorf("open results of builds: %w", err)
 	}
