@@ -1,7 +1,9 @@
 package docker
 
 import (
+	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -148,4 +150,60 @@ func TestBuiltStays(t *testing.T) {
 		require.NotContains(t, []string{from, result}, i.Name, "the job that made it goes on")
 	}
 	require.Contains(t, j.must("run", "--rm", "result:1", "cat", "/built"), "built")
+	j.must("rmi", "from:1", "result:1")
+}
+
+// TestImageCommands looks after images as an operator does.
+func TestImageCommands(t *testing.T) {
+	j := hold(t, "default", gitlab.JobSpec{})
+	git := registry.Image(images.Git)
+	berth := func(args ...string) (string, error) {
+		out, err := exec.Command(programs.Berth, append([]string{"--socket", node.Config.Socket, "images"}, args...)...).CombinedOutput()
+		return string(out), err
+	}
+	out, err := berth("ls", "--json")
+	require.NoError(t, err, out)
+	found := api.Image{}
+	for line := range strings.Lines(out) {
+		var i api.Image
+		require.NoError(t, json.Unmarshal([]byte(line), &i))
+		if i.Name == git {
+			found = i
+		}
+	}
+	require.Contains(t, found.Users, j.admission.Job)
+	require.NotZero(t, found.Size)
+	require.LessOrEqual(t, found.Unique, found.Size)
+	require.Less(t, time.Since(found.Used), 2*lastuse.Interval)
+	out, err = berth("ls")
+	require.NoError(t, err, out)
+	require.Contains(t, out, "IN USE BY")
+	require.Contains(t, out, git)
+	out, err = berth("rm", git)
+	require.Error(t, err)
+	require.Contains(t, out, "is in use by "+j.admission.Job)
+	out, err = berth("rm", "none/such:1")
+	require.Error(t, err)
+	require.Contains(t, out, "berth images ls lists them")
+	out, err = berth("prune")
+	require.Error(t, err)
+	require.Contains(t, out, "say what to remove")
+
+	busybox := registry.Image(images.Busybox)
+	j.pull(busybox)
+	j.must("tag", busybox, "operated:1")
+	out, err = berth("prune", "--all", "--dry-run")
+	require.NoError(t, err, out)
+	require.Contains(t, out, "would remove ")
+	require.NotContains(t, out, git)
+	require.NotContains(t, out, "operated:1")
+	project := j.identity().Project
+	j.release()
+	require.Eventually(t, func() bool {
+		out, err = berth("rm", "operated:1", "--project", project)
+		return err == nil
+	}, time.Minute, 100*time.Millisecond)
+	out, err = berth("ls", "--project", project)
+	require.NoError(t, err, out)
+	require.NotContains(t, out, "operated:1")
 }
