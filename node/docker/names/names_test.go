@@ -67,3 +67,24 @@ func TestSees(t *testing.T) {
 	require.False(t, trusted.Owns(ofUntrusted))
 	require.True(t, untrusted.Owns(ofUntrusted))
 }
+
+func TestWhose(t *testing.T) {
+	for stored, want := range map[string]names.Scope{
+		"berth.invalid/p1-0123abcd/protected/docker.io/library/golang:1.26":    trusted,
+		"berth.invalid/p1-0123abcd/unprotected/registry.example.com__5000/a:1": untrusted,
+	} {
+		s, named, ok := names.Whose(stored)
+		require.True(t, ok, stored)
+		require.Equal(t, want, s)
+		again, err := s.Own(named)
+		require.NoError(t, err)
+		require.Equal(t, stored, again)
+	}
+	for _, stored := range []string{
+		"docker.io/library/golang:1.26", "moby-dangling@sha256:0", "berth.invalid/p1-0123abcd/protected",
+		"berth.invalid/p1-0123abcd/other/docker.io/library/golang:1.26", "berth.invalid/p1-0123abcd/protected/docker.io/UPPER:1",
+	} {
+		_, _, ok := names.Whose(stored)
+		require.False(t, ok, stored)
+	}
+}
