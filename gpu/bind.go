@@ -21,12 +21,10 @@ import (
 	"gitlab.com/berth-ci/berth/node/api"
 )
 
-// bind writes what the devices of a lease are to a container.
-func bind(i *Inventory, uuids, capabilities []string) (*api.GPUs, error) {
-	g := &api.GPUs{Devices: uuids, Withheld: withheld(i, nil)}
-	if len(uuids) == 0 {
-		return g, nil
-	}
+// bind writes what the devices of a lease are to a container. nodes are all
+// that the host has.
+func bind(i *Inventory, nodes []oci.LinuxDevice, uuids, capabilities []string) (*api.GPUs, error) {
+	g := &api.GPUs{Devices: uuids}
 	spec := &oci.Spec{Process: &oci.Process{}, Linux: &oci.Linux{}}
 	edits := []specs.ContainerEdits{limit(i.Edits, capabilities)}
 	instances := false
@@ -48,7 +46,9 @@ func bind(i *Inventory, uuids, capabilities []string) (*api.GPUs, error) {
 	g.Env = append(g.Env, "CUDA_VISIBLE_DEVICES="+cudaDevices(uuids, instances))
 	mergeHooks(spec.Hooks)
 	g.Nodes, g.Mounts, g.Hooks, g.GIDs = spec.Linux.Devices, spec.Mounts, spec.Hooks, spec.Process.User.AdditionalGids
-	g.Withheld = withheld(i, g.Nodes)
+	g.Withheld = slices.DeleteFunc(nodes, func(n oci.LinuxDevice) bool {
+		return slices.ContainsFunc(g.Nodes, func(o oci.LinuxDevice) bool { return o.Major == n.Major && o.Minor == n.Minor })
+	})
 	return g, nil
 }
 
@@ -100,20 +100,20 @@ func owned(e specs.ContainerEdits) specs.ContainerEdits {
 	return e
 }
 
-// withheld are the nodes of GPUs and instances that are not among those of a
-// lease. Those that every GPU needs are harmless without one.
-func withheld(i *Inventory, nodes []oci.LinuxDevice) (list []oci.LinuxDevice) {
-	for _, path := range i.Nodes {
-		var s unix.Stat_t
-		if unix.Lstat(path, &s) != nil || s.Mode&unix.S_IFMT != unix.S_IFCHR {
-			continue // gone, or never one
-		}
-		n := oci.LinuxDevice{Path: path, Type: "c", Major: int64(unix.Major(s.Rdev)), Minor: int64(unix.Minor(s.Rdev))}
-		if !slices.ContainsFunc(nodes, func(o oci.LinuxDevice) bool { return o.Major == n.Major && o.Minor == n.Minor }) {
-			list = append(list, n)
+// nodesOf lists the device nodes of GPUs and of MIG that there are below a
+// directory, whoever may have them, and whether or not the driver answers.
+// Those that every GPU needs, such as nvidiactl, are harmless without one.
+func nodesOf(root string) (nodes []oci.LinuxDevice) {
+	for _, pattern := range []string{"dev/nvidia[0-9]*", "dev/nvidia-caps/nvidia-cap*"} {
+		paths, _ := filepath.Glob(filepath.Join(root, pattern)) // a good pattern
+		for _, path := range paths {
+			var s unix.Stat_t
+			if unix.Lstat(path, &s) == nil && s.Mode&unix.S_IFMT == unix.S_IFCHR {
+				nodes = append(nodes, oci.LinuxDevice{Path: path, Type: "c", Major: int64(unix.Major(s.Rdev)), Minor: int64(unix.Minor(s.Rdev))})
+			}
 		}
 	}
-	return list
+	return nodes
 }
 
 // Within finds what a container that a job starts by its docker endpoint may

@@ -45,9 +45,6 @@ type Inventory struct {
 	Links []Link `json:"links,omitempty"`
 	// Edits are made to a container with any device.
 	Edits specs.ContainerEdits `json:"edits"`
-	// Nodes are all device nodes of GPUs and MIG on the host, whoever may
-	// have them.
-	Nodes []string `json:"nodes,omitempty"`
 	// Faults tell of GPUs that there are but that could not be read.
 	Faults []string `json:"faults,omitempty"`
 }

@@ -1,6 +1,7 @@
 package gpu
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,8 @@ type Settings struct {
 	// CDI is the directory of specs for the node's docker daemon; empty for
 	// none.
 	CDI string
+	// Root is where the driver is, as the driver has it; empty for /.
+	Root string
 	// Boot of the host that this is.
 	Boot string
 	// CPUs that jobs run on, as the kernel lists them; empty for all.
@@ -69,6 +72,7 @@ type Keeper struct {
 
 // NewKeeper makes a keeper; Run has it look after things.
 func NewKeeper(d Driver, s Settings, log *logrus.Entry) (*Keeper, error) {
+	s.Root = cmp.Or(s.Root, "/")
 	k := &Keeper{
 		driver: d, pool: NewPool(s.CPUs), settings: s, log: log,
 		ready: make(chan struct{}), hurry: make(chan struct{}, 1),
@@ -361,8 +365,8 @@ func (k *Keeper) Acquire(ctx context.Context, job executor.Identity, profile str
 		return nil, err
 	}
 	if c == nil {
-		if i := k.pool.Inventory(); i != nil && len(i.Nodes) > 0 {
-			return bind(i, nil, nil)
+		if nodes := nodesOf(k.settings.Root); len(nodes) > 0 {
+			return &api.GPUs{Withheld: nodes}, nil
 		}
 		return nil, nil
 	}
@@ -381,7 +385,7 @@ func (k *Keeper) Acquire(ctx context.Context, job executor.Identity, profile str
 		return nil, err
 	}
 	i := k.pool.Inventory()
-	g, err := bind(i, l.Devices, c.Capabilities)
+	g, err := bind(i, nodesOf(k.settings.Root), l.Devices, c.Capabilities)
 	if err == nil && k.settings.CDI != "" {
 		err = writeCDI(k.settings.CDI, job.Key(), i, l.Devices, c.Capabilities)
 	}

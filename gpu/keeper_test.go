@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"gitlab.com/berth-ci/berth/executor"
 	"gitlab.com/berth-ci/berth/gpu"
@@ -51,7 +52,7 @@ func inWorld(t *testing.T, n int, test func(t *testing.T, w *world)) {
 }
 
 func (w *world) start(adopt ...func(*gpu.Keeper)) {
-	k, err := gpu.NewKeeper(w.driver, gpu.Settings{File: filepath.Join(w.dir, "quarantine.json"), CDI: filepath.Join(w.dir, "cdi"), Boot: w.boot}, logrus.NewEntry(w.log))
+	k, err := gpu.NewKeeper(w.driver, gpu.Settings{File: filepath.Join(w.dir, "quarantine.json"), CDI: filepath.Join(w.dir, "cdi"), Root: w.dir, Boot: w.boot}, logrus.NewEntry(w.log))
 	require.NoError(w.t, err)
 	for _, f := range adopt {
 		f(k)
@@ -104,6 +105,34 @@ func TestKeeperWithoutDriver(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		_, err = w.acquire(2, 1)
 		require.NoError(t, err)
+	})
+}
+
+// TestKeeperWithholds: who asks for none is kept from what there is, also
+// while the driver does not say what that is.
+func TestKeeperWithholds(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes device nodes")
+	}
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		w.driver.Fail(fmt.Errorf("the driver hangs: %w", errdefs.ErrUnavailable))
+		w.restart()
+		require.NoError(t, os.MkdirAll(filepath.Join(w.dir, "dev/nvidia-caps"), 0o755))
+		for path, number := range map[string]uint64{
+			"nvidia0": unix.Mkdev(195, 0), "nvidia11": unix.Mkdev(195, 11), "nvidiactl": unix.Mkdev(195, 255),
+			"nvidia-caps/nvidia-cap3": unix.Mkdev(236, 3),
+		} {
+			require.NoError(t, unix.Mknod(filepath.Join(w.dir, "dev", path), unix.S_IFCHR|0o600, int(number)))
+		}
+		require.NoError(t, os.WriteFile(filepath.Join(w.dir, "dev/nvidia1"), nil, 0o600))
+		g, err := w.Acquire(t.Context(), identity(1), "default", anything, nil, nil)
+		require.NoError(t, err)
+		var withheld []string
+		for _, d := range g.Withheld {
+			withheld = append(withheld, fmt.Sprintf("%s %d:%d", d.Type, d.Major, d.Minor))
+		}
+		require.ElementsMatch(t, []string{"c 195:0", "c 195:11", "c 236:3"}, withheld)
+		require.Empty(t, g.Devices)
 	})
 }
 

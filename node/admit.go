@@ -179,7 +179,15 @@ func (j *Jobs) furnish(ctx context.Context, e *job, grant *executor.Grant, reque
 		}
 		return j.attachDocker(record)
 	})
-	start(func() error { return j.Cgroups.Create(record.Admission.Cgroup, grant.Limits) })
+	start(func() error {
+		if err := j.Cgroups.Create(record.Admission.Cgroup, grant.Limits); err != nil {
+			return err
+		}
+		if g := record.Admission.GPUs; g != nil {
+			return j.Cgroups.Withhold(record.Admission.Cgroup, g.Withheld)
+		}
+		return nil
+	})
 	start(func() error {
 		for i, s := range grant.Services {
 			if s.Docker {

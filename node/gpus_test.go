@@ -93,7 +93,7 @@ func TestAdmitRefusesGPUs(t *testing.T) {
 // TestAdmitUndoesGPUs: whatever fails after, the lease ends once.
 func TestAdmitUndoesGPUs(t *testing.T) {
 	broken := errors.New("broken")
-	for _, step := range []string{"take", "hold", "create cgroup", "join", "put names", "admit to caches"} {
+	for _, step := range []string{"take", "hold", "create cgroup", "withhold devices", "join", "put names", "admit to caches"} {
 		t.Run(step, func(t *testing.T) {
 			b := newGPUBench(t, 1, executor.DefaultProfile().GPU)
 			b.fail(step, broken)

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/sirupsen/logrus"
 
 	"gitlab.com/berth-ci/berth/executor"
@@ -70,6 +71,8 @@ type Docker interface {
 // Cgroups makes and removes the cgroups of jobs.
 type Cgroups interface {
 	Create(path string, l executor.Limits) error
+	// Withhold keeps all that is in a cgroup from devices.
+	Withhold(path string, devices []specs.LinuxDevice) error
 	Remove(ctx context.Context, path string) error
 	Children(path string) ([]string, error)
 }

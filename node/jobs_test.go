@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
 
@@ -185,6 +186,10 @@ type fakeCgroups struct{ *fakes }
 
 func (f fakeCgroups) Create(path string, _ executor.Limits) error {
 	return f.put(context.Background(), "create cgroup", "cgroup "+path)
+}
+
+func (f fakeCgroups) Withhold(string, []specs.LinuxDevice) error {
+	return f.step(context.Background(), "withhold devices", func(map[string]bool) {})
 }
 
 func (f fakeCgroups) Remove(ctx context.Context, path string) error {

@@ -139,11 +139,3 @@ func (d *Driver) migMinors() (map[string]string, error) {
 	}
 	return minors, lines.Err()
 }
-
-// nodes lists all device nodes of GPUs, for those that would otherwise get
-// all that the host has.
-func (d *Driver) nodes() []string {
-	gpus, _ := filepath.Glob(filepath.Join(d.options.Root, "dev/nvidia[0-9]*"))
-	caps, _ := filepath.Glob(filepath.Join(d.options.Root, "dev/nvidia-caps/nvidia-cap*"))
-	return slices.Concat(gpus, caps)
-}

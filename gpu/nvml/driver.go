@@ -127,7 +127,6 @@ func (d *Driver) Inventory(context.Context) (*gpu.Inventory, error) {
 		return nil, err
 	}
 	i.Edits = edits
-	i.Nodes = d.nodes()
 	var cards []card
 	faults, err := d.each(func(index int, h nvml.Device) error {
 		c, devices, err := d.card(index, h)

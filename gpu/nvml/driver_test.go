@@ -90,7 +90,6 @@ func TestInventory(t *testing.T) {
 	require.Equal(t, []string{"/dev/nvidia-caps/nvidia-cap7", "/dev/nvidia-caps/nvidia-cap8", "/dev/nvidia7"}, nodes)
 
 	require.Equal(t, gpu.Link{A: nvmltest.UUID(0), B: nvmltest.UUID(1), NVLinks: 12, Path: gpu.PathNode}, i.Links[0])
-	require.Len(t, i.Nodes, 8+2+14)
 }
 
 func TestInventoryWithoutNodes(t *testing.T) {

@@ -23,7 +23,6 @@ func TestRealGPU(t *testing.T) {
 	require.NoError(t, err)
 	t.Logf("driver %s, CUDA %s: %s; read in %v", i.Driver, i.CUDA, i.Summary(), time.Since(begin))
 	require.NotEmpty(t, i.Devices)
-	require.NotEmpty(t, i.Nodes)
 	var uuids []string
 	for _, device := range i.Devices {
 		t.Logf("%s: PCI %s, NUMA node %d, cpus %s, not told: %v", device.UUID, device.PCI, device.NUMA, device.CPUs, device.Unread)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/stretchr/testify/require"
 
 	"gitlab.com/berth-ci/berth/executor"
@@ -82,6 +83,52 @@ func TestCreateLimits(t *testing.T) {
 	require.NoError(t, tree.Remove(t.Context(), path))
 	require.Empty(t, tree.dirs(path))
 	require.NoError(t, tree.Remove(t.Context(), path))
+}
+
+// TestWithhold: what a cgroup is kept from, those below it are, too, whatever
+// they are allowed.
+func TestWithhold(t *testing.T) {
+	tree, path := host(t)
+	trees := map[string]*Tree{"v2": {v2: tree.v2, unified: true}}
+	if _, ok := tree.v1["devices"]; ok {
+		trees["v1"] = tree
+	}
+	for name, tree := range trees {
+		t.Run(name, func(t *testing.T) {
+			if name == "v2" && tree.v2 == "" {
+				t.Skip("the host has no cgroup2 mount")
+			}
+			job, inner := path+"-"+name, path+"-"+name+"/privileged"
+			require.NoError(t, tree.Create(job, executor.Limits{}))
+			require.NoError(t, tree.Withhold(job, nil))
+			require.NoError(t, tree.Withhold(job, []specs.LinuxDevice{
+				{Type: "c", Major: 1, Minor: 5},   // zero
+				{Type: "c", Major: 195, Minor: 0}, // nothing behind it
+			}))
+			require.NoError(t, tree.Create(inner, executor.Limits{}))
+			if !tree.unified {
+				for _, rule := range []string{"deny a", "allow c *:* m", "allow c 1:3 rwm", "allow a"} {
+					file, value, _ := strings.Cut(rule, " ")
+					require.NoError(t, os.WriteFile(filepath.Join(tree.v1["devices"], inner, "devices."+file), []byte(value), 0), "as runtimes do")
+				}
+			}
+			nodes := t.TempDir()
+			out := filepath.Join(nodes, "out")
+			cmd := start(t, tree, inner, fmt.Sprintf(`exec >%s 2>&1; cd %s
+				head -c 1 /dev/zero; head -c 0 /dev/null && echo null
+				for n in 0 1; do mknod $n c 195 $n && echo made $n; head -c 0 $n; done`, out, nodes))
+			_ = cmd.Wait()
+			text, err := os.ReadFile(out)
+			require.NoError(t, err)
+			require.Regexp(t, `zero.*Operation not permitted`, string(text))
+			require.Contains(t, string(text), "null\n")
+			require.Regexp(t, `'0'.*Operation not permitted`, string(text))
+			require.Regexp(t, `'1'.*No such device or address`, string(text))
+			require.Contains(t, string(text), "made 0")
+			require.NoError(t, tree.Remove(t.Context(), job))
+		})
+	}
+	require.Error(t, tree.Withhold("/", []specs.LinuxDevice{{Type: "c"}}))
 }
 
 func TestLock(t *testing.T) {

@@ -1,13 +1,16 @@
 package cgroup
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 
+	"github.com/cilium/ebpf/rlimit"
 	"github.com/containerd/cgroups/v3/cgroup1"
 	"github.com/containerd/cgroups/v3/cgroup2"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"gitlab.com/berth-ci/berth/executor"
@@ -96,6 +99,68 @@ func (t *Tree) create2(path string, l executor.Limits) error {
 		limits.Pids = &cgroup2.Pids{Max: l.PIDs}
 	}
 	return manager.Update(limits)
+}
+
+// Withhold keeps everything in a cgroup, whatever containers it is in and
+// however privileged they are, from opening devices. It comes before there is
+// a cgroup below: v1 does not let a cgroup that has any take more back.
+func (t *Tree) Withhold(path string, devices []specs.LinuxDevice) error {
+	if len(devices) == 0 {
+		return nil
+	}
+	if err := valid(path); err != nil {
+		return err
+	}
+	withhold := t.withhold1
+	if t.unified {
+		withhold = t.withhold2
+	}
+	if err := withhold(path, devices); err != nil {
+		return fmt.Errorf("withhold devices from cgroup %s: %w", path, err)
+	}
+	return nil
+}
+
+// open is what is withheld. Making nodes is not: under v1, containers could
+// then not be allowed to make those of any other device either.
+const open = "rw"
+
+func (t *Tree) withhold1(path string, devices []specs.LinuxDevice) error {
+	mount, ok := t.v1["devices"]
+	if !ok {
+		return fmt.Errorf("the host has no v1 hierarchy for devices: %w", errdefs.ErrNotImplemented)
+	}
+	for _, d := range devices {
+		rule := fmt.Sprintf("%s %d:%d %s", d.Type, d.Major, d.Minor, open)
+		if err := os.WriteFile(filepath.Join(mount, path, "devices.deny"), []byte(rule), 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// withhold2 adds a program to those that containers have; the kernel asks all
+// of them. It goes with the cgroup.
+func (t *Tree) withhold2(path string, devices []specs.LinuxDevice) (err error) {
+	all := int64(-1)
+	rules := []specs.LinuxDeviceCgroup{{Allow: true, Type: "a", Major: &all, Minor: &all, Access: "rwm"}}
+	for _, d := range devices {
+		rules = append(rules, specs.LinuxDeviceCgroup{Type: d.Type, Major: &d.Major, Minor: &d.Minor, Access: open})
+	}
+	program, license, err := cgroup2.DeviceFilter(rules)
+	if err != nil {
+		return err
+	}
+	if err := rlimit.RemoveMemlock(); err != nil { // which holds programs on kernels before 5.11
+		return err
+	}
+	dir, err := os.Open(filepath.Join(t.v2, path))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	_, err = cgroup2.LoadAttachCgroupDeviceFilter(program, license, int(dir.Fd()))
+	return err
 }
 
 // quota is how long the job may run in each period, all CPUs added up. The
