@@ -3,11 +3,10 @@ package gpu
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -23,6 +22,8 @@ import (
 const (
 	// sampleInterval is how often it is looked what jobs use.
 	sampleInterval = time.Second
+	// noteInterval is how often it is written down.
+	noteInterval = 10 * time.Second
 	// refreshInterval is how often it is looked what there is, and how it is;
 	// idleInterval on a node without a driver.
 	refreshInterval = 30 * time.Second
@@ -39,6 +40,9 @@ type Settings struct {
 	// CDI is the directory of specs for the node's docker daemon; empty for
 	// none.
 	CDI string
+	// Uses is the directory that keeps what jobs make of their devices from
+	// one berthd to the next; empty for none.
+	Uses string
 	// Root is where the driver is, as the driver has it; empty for /.
 	Root string
 	// Boot of the host that this is.
@@ -62,6 +66,8 @@ type Keeper struct {
 	hurry chan struct{}
 	// saving keeps the quarantines' file in order.
 	saving sync.Mutex
+	// noting does so with the files of uses.
+	noting sync.Mutex
 
 	mu       sync.Mutex
 	trouble  error // why the driver cannot be asked
@@ -92,7 +98,7 @@ func NewKeeper(d Driver, s Settings, log *logrus.Entry) (*Keeper, error) {
 
 // Run looks after the GPUs until ctx ends. Leases are adopted before.
 func (k *Keeper) Run(ctx context.Context) {
-	k.tidyCDI()
+	k.tidy()
 	var group sync.WaitGroup
 	group.Go(func() { k.sample(ctx) })
 	group.Go(func() { k.listen(ctx) })
@@ -260,15 +266,45 @@ func (k *Keeper) save() {
 
 // sample looks what jobs make of their devices.
 func (k *Keeper) sample(ctx context.Context) {
-	tick := time.NewTicker(sampleInterval)
+	tick, note := time.NewTicker(sampleInterval), time.NewTicker(noteInterval)
 	defer tick.Stop()
+	defer note.Stop()
+	defer k.noteUses()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			k.sampleNow(ctx)
+		case <-note.C:
+			k.noteUses()
 		}
-		k.sampleNow(ctx)
+	}
+}
+
+// noteUses writes down what jobs have made of their devices so far.
+func (k *Keeper) noteUses() {
+	if k.settings.Uses == "" {
+		return
+	}
+	for _, l := range k.pool.Leases() {
+		job := l.Job.Key()
+		k.noting.Lock()
+		k.mu.Lock()
+		u := k.uses[job] // none of a job that has ended meanwhile
+		var text []byte
+		var err error
+		if u != nil {
+			text, err = json.Marshal(u)
+		}
+		k.mu.Unlock()
+		if err == nil && text != nil {
+			err = ledger(k.settings.Uses).put(job, text)
+		}
+		k.noting.Unlock()
+		if err != nil {
+			k.log.WithError(err).Warn("a restart will forget what a job has made of its GPUs")
+		}
 	}
 }
 
@@ -288,6 +324,11 @@ func (k *Keeper) sampleNow(ctx context.Context) {
 	}
 	lost := false
 	k.mu.Lock()
+	for job := range maps.Values(holder) {
+		if u := k.uses[job]; u != nil {
+			u.look(time.Now())
+		}
+	}
 	for uuid, r := range readings {
 		k.readings[uuid] = r
 		if u := k.uses[holder[uuid]]; u != nil {
@@ -354,6 +395,7 @@ func (k *Keeper) react(e Event) {
 		}
 		k.quarantine(d.UUID, CauseXID, fmt.Sprintf("the driver reported XID %d, a fault of the GPU: see NVIDIA's list of XIDs and the kernel's log", e.XID))
 	}
+	k.noteUses()
 	k.wake()
 }
 
@@ -395,7 +437,7 @@ func (k *Keeper) Acquire(ctx context.Context, job executor.Identity, profile str
 	}
 	g.Services = c.Request.Services
 	k.mu.Lock()
-	k.uses[job.Key()] = newUse(i, l.Devices)
+	k.uses[job.Key()] = newUse(i, l.Devices, l.Since)
 	k.mu.Unlock()
 	return g, nil
 }
@@ -408,9 +450,16 @@ func (k *Keeper) Adopt(job executor.Identity, profile string, since time.Time, g
 	if err := k.pool.Adopt(Lease{Job: job, Profile: profile, Devices: g.Devices, Since: since}); err != nil {
 		return err
 	}
+	u, err := ledger(k.settings.Uses).get(job.Key())
+	if err != nil {
+		k.log.WithError(err).Warn("a job's log will not tell all that it has made of its GPUs")
+	}
+	if u == nil {
+		u = newUse(nil, g.Devices, since)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.uses[job.Key()] = newUse(nil, g.Devices)
+	k.uses[job.Key()] = u
 	return nil
 }
 
@@ -436,9 +485,11 @@ func (k *Keeper) Release(ctx context.Context, job string) error {
 	}
 	delete(k.uses, job)
 	k.mu.Unlock()
-	var err error
+	k.noting.Lock()
+	err := ledger(k.settings.Uses).remove(job)
+	k.noting.Unlock()
 	if k.settings.CDI != "" {
-		err = removeCDI(k.settings.CDI, job)
+		err = errors.Join(err, removeCDI(k.settings.CDI, job))
 	}
 	k.pool.Release(job)
 	return err
@@ -497,7 +548,7 @@ func (k *Keeper) Use(ctx context.Context, job string) (*api.GPUUse, error) {
 	if u == nil {
 		return nil, fmt.Errorf("job %s is getting its GPUs: %w", job, errdefs.ErrUnavailable)
 	}
-	for uuid, d := range u.devices {
+	for uuid, d := range u.Devices {
 		if known, ok := k.pool.Inventory().find(uuid); ok && d.Name == "" { // adopted
 			d.Name, d.Memory = known.Name(), known.Memory
 		}
@@ -533,19 +584,13 @@ func (k *Keeper) Unquarantine(uuid string) error {
 	return nil
 }
 
-// tidyCDI removes the specs of jobs that are gone.
-func (k *Keeper) tidyCDI() {
-	if k.settings.CDI == "" {
-		return
+// tidy removes what is kept of jobs that are gone.
+func (k *Keeper) tidy() {
+	leased := func(job string) bool {
+		_, ok := k.pool.Lease(job)
+		return ok
 	}
-	entries, err := os.ReadDir(k.settings.CDI)
-	for _, e := range entries {
-		job := strings.TrimSuffix(e.Name(), ".json")
-		if _, ok := k.pool.Lease(job); !ok {
-			err = errors.Join(err, os.Remove(filepath.Join(k.settings.CDI, e.Name())))
-		}
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		k.log.WithError(err).Warn("cannot remove CDI specs of former jobs")
+	if err := errors.Join(tidy(k.settings.CDI, leased), tidy(k.settings.Uses, leased)); err != nil {
+		k.log.WithError(err).Warn("cannot remove what is kept of former jobs' GPUs")
 	}
 }

@@ -52,7 +52,7 @@ func inWorld(t *testing.T, n int, test func(t *testing.T, w *world)) {
 }
 
 func (w *world) start(adopt ...func(*gpu.Keeper)) {
-	k, err := gpu.NewKeeper(w.driver, gpu.Settings{File: filepath.Join(w.dir, "quarantine.json"), CDI: filepath.Join(w.dir, "cdi"), Root: w.dir, Boot: w.boot}, logrus.NewEntry(w.log))
+	k, err := gpu.NewKeeper(w.driver, gpu.Settings{File: filepath.Join(w.dir, "quarantine.json"), CDI: filepath.Join(w.dir, "cdi"), Uses: filepath.Join(w.dir, "uses"), Root: w.dir, Boot: w.boot}, logrus.NewEntry(w.log))
 	require.NoError(w.t, err)
 	for _, f := range adopt {
 		f(k)
@@ -384,6 +384,85 @@ func TestKeeperTellsUse(t *testing.T) {
 		require.Equal(t, []string{"too hot"}, busy.Throttled)
 		require.False(t, idle.Used)
 		require.Nil(t, idle.Mean)
+	})
+}
+
+// TestKeeperRemembersUse: a berthd that is killed takes nothing with it but
+// what it had no time to write down, and the job hears for how long nobody
+// looked.
+func TestKeeperRemembersUse(t *testing.T) {
+	for name, killed := range map[string]bool{"stopped": false, "killed": true} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, 1, func(t *testing.T, w *world) {
+				g, err := w.acquire(1, 1)
+				require.NoError(t, err)
+				since := time.Now()
+				w.driver.Set(g.Devices[0], gpu.Reading{Utilisation: percent(80), MemoryUsed: 9 << 30, Energy: millijoules(1000)})
+				time.Sleep(time.Minute)
+				w.driver.Report(gpu.Event{GPU: "GPU-0", XID: 13, GPUInstance: -1})
+				synctest.Wait()
+				file := filepath.Join(w.dir, "uses", identity(1).Key()+".json")
+				at, err := os.ReadFile(file)
+				require.NoError(t, err, "as it is at any moment")
+				w.cancel()
+				synctest.Wait()
+				if killed {
+					require.NoError(t, os.WriteFile(file, at, 0o600))
+				}
+				w.driver.Set(g.Devices[0], gpu.Reading{Utilisation: percent(100), MemoryUsed: 30 << 30, Energy: millijoules(500_000)})
+				time.Sleep(20 * time.Second) // nobody looks
+				w.driver.Set(g.Devices[0], gpu.Reading{Utilisation: percent(0), Energy: millijoules(501_000)})
+				w.start(func(k *gpu.Keeper) { require.NoError(t, k.Adopt(identity(1), "default", since, g)) })
+				time.Sleep(time.Minute)
+				use, err := w.Use(t.Context(), identity(1).Key())
+				require.NoError(t, err)
+				d := use.Devices[0]
+				require.True(t, since.Equal(use.Since), "%v", use.Since)
+				require.InDelta(t, 40, *d.Mean, 5)
+				require.Equal(t, 80, *d.Peak)
+				require.EqualValues(t, 9<<30, d.MemoryPeak)
+				require.InDelta(t, 500, *d.Energy, 0.1, "the driver has counted on")
+				require.Equal(t, []uint64{13}, d.XIDs)
+				require.InDelta(t, 20, use.Unwatched.Seconds(), 2)
+				require.NoError(t, w.Release(t.Context(), identity(1).Key()))
+				require.NoFileExists(t, file)
+			})
+		})
+	}
+	t.Run("the file is lost", func(t *testing.T) {
+		inWorld(t, 1, func(t *testing.T, w *world) {
+			g, err := w.acquire(1, 1)
+			require.NoError(t, err)
+			since := time.Now()
+			time.Sleep(time.Minute)
+			w.cancel()
+			synctest.Wait()
+			file := filepath.Join(w.dir, "uses", identity(1).Key()+".json")
+			require.NoError(t, os.WriteFile(file, []byte("{"), 0o600))
+			w.start(func(k *gpu.Keeper) { require.NoError(t, k.Adopt(identity(1), "default", since, g)) })
+			time.Sleep(time.Minute)
+			use, err := w.Use(t.Context(), identity(1).Key())
+			require.NoError(t, err)
+			require.InDelta(t, 60, use.Unwatched.Seconds(), 2, "all that was before")
+			require.NoError(t, os.WriteFile(filepath.Join(w.dir, "uses", "j9-01234567.json"), nil, 0o600))
+			w.restart()
+			left, err := os.ReadDir(filepath.Join(w.dir, "uses"))
+			require.NoError(t, err)
+			require.Empty(t, left, "of jobs that are gone")
+		})
+	})
+	t.Run("a driver that hangs", func(t *testing.T) {
+		inWorld(t, 1, func(t *testing.T, w *world) {
+			_, err := w.acquire(1, 1)
+			require.NoError(t, err)
+			w.driver.Fail(fmt.Errorf("the driver hangs: %w", errdefs.ErrUnavailable))
+			time.Sleep(30 * time.Second)
+			w.driver.Fail(nil)
+			time.Sleep(10 * time.Second)
+			use, err := w.Use(t.Context(), identity(1).Key())
+			require.NoError(t, err)
+			require.InDelta(t, 30, use.Unwatched.Seconds(), 2)
+		})
 	})
 }
 

@@ -37,6 +37,7 @@ func (d *daemon) openGPUs(boot string) (err error) {
 	d.gpus, err = gpu.NewKeeper(driver, gpu.Settings{
 		File: filepath.Join(d.config.Root, "gpu-quarantine.json"),
 		CDI:  d.config.GPUSpecs(),
+		Uses: d.config.GPUUses(),
 		Root: d.config.GPU.DriverRoot,
 		Boot: boot,
 		CPUs: d.cgroups.CPUs(d.config.Limits.Cgroup),

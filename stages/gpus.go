@@ -65,6 +65,9 @@ func writeGPUUse(w io.Writer, use *api.GPUUse) {
 			idle++
 		}
 	}
+	if use.Unwatched > 0 {
+		fmt.Fprintf(w, "NOTE: for %v nobody looked, since berthd or the driver did not answer; only energy is known of that time\n", use.Unwatched.Round(time.Second))
+	}
 	if n := len(use.Devices); idle > 0 {
 		fmt.Fprintf(w, "HINT: the job asked for %d and used %d: others wait for what stands idle (BERTH_GPU_COUNT)\n", n, n-idle)
 	}

@@ -3,6 +3,7 @@ package stages
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/stretchr/testify/require"
@@ -22,6 +23,10 @@ WARNING: the driver reported XID 31 on it meanwhile: https://docs.nvidia.com/dep
 GPU NVIDIA A100 MIG 1g.5gb (MIG-b): 1MiB of 5GiB memory at most
 HINT: the job asked for 2 and used 1: others wait for what stands idle (BERTH_GPU_COUNT)
 `, out.String())
+
+	out.Reset()
+	writeGPUUse(&out, &api.GPUUse{Unwatched: 12400 * time.Millisecond})
+	require.Equal(t, "NOTE: for 12s nobody looked, since berthd or the driver did not answer; only energy is known of that time\n", out.String())
 
 	out.Reset()
 	writeGPUUse(&out, &api.GPUUse{Devices: []api.GPUDeviceUse{{UUID: "GPU-a", Name: "NVIDIA A100"}}})

@@ -108,9 +108,11 @@ type GPULink struct {
 
 // GPUUse is what a job has made of its GPUs so far.
 type GPUUse struct {
-	// Since is later than the job's begin if berthd was started again.
-	Since   time.Time      `json:"since"`
-	Devices []GPUDeviceUse `json:"devices"`
+	Since time.Time `json:"since"`
+	// Unwatched is for how long nobody looked, for want of a berthd or of an
+	// answer of the driver. Only energy is known of that time.
+	Unwatched time.Duration  `json:"unwatched,omitempty"`
+	Devices   []GPUDeviceUse `json:"devices"`
 }
 
 // GPUDeviceUse is the use of one device.

@@ -121,6 +121,9 @@ type GPU struct {
 	DriverRoot string `toml:"driver_root"`
 }
 
+// GPUUses is where berthd keeps what jobs make of their GPUs.
+func (c *Config) GPUUses() string { return filepath.Join(c.State, "gpu-use") }
+
 // GPUSpecs is where a docker daemon of the node finds the GPUs of jobs.
 func (c *Config) GPUSpecs() string { return filepath.Join(c.State, "cdi") }
 
