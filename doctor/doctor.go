@@ -84,6 +84,7 @@ func Run(ctx context.Context, o Options) []Check {
 		n.network,
 		n.firewall,
 		n.leftovers,
+		n.gpus,
 		n.nameservers,
 		n.runner,
 	} {

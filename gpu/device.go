@@ -68,6 +68,9 @@ type Device struct {
 	NUMA int    `json:"numa"` // -1 if unknown
 	// CPUs are near the device, as in 0-15,32-47; empty if unknown.
 	CPUs string `json:"cpus,omitempty"`
+	// Persistence tells whether the driver stays when nothing uses the GPU; nil
+	// if that is not known.
+	Persistence *bool `json:"persistence,omitempty"`
 	// Unusable says why no job can have it as it is.
 	Unusable string `json:"unusable,omitempty"`
 	// Unread lists what should have been told but was not.

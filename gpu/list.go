@@ -51,7 +51,7 @@ func (p *Pool) list() *api.GPUList {
 			listed[d.UUID] = true
 			g := api.GPU{
 				UUID: d.UUID, Index: d.Index, Model: d.Model, MIG: d.MIG, GPU: d.GPU, Memory: d.Memory,
-				PCI: d.PCI, NUMA: d.NUMA, CPUs: d.CPUs, State: api.GPUFree, Unread: append([]string(nil), d.Unread...),
+				PCI: d.PCI, NUMA: d.NUMA, CPUs: d.CPUs, State: api.GPUFree, Persistence: d.Persistence, Unread: append([]string(nil), d.Unread...),
 			}
 			if d.Unusable != "" {
 				g.State, g.Reason = api.GPUUnusable, d.Unusable

@@ -11,24 +11,25 @@ import (
 	"github.com/containerd/errdefs"
 
 	"gitlab.com/berth-ci/berth/executor"
+	"gitlab.com/berth-ci/berth/node/api"
 )
 
 // Causes of a quarantine. They decide what ends it.
 const (
 	// CauseOperator is somebody's decision; only somebody ends it.
-	CauseOperator = "operator"
+	CauseOperator = api.QuarantineOperator
 	// CauseLeftover is something that still uses the device. It ends when
 	// nothing does.
-	CauseLeftover = "leftover"
+	CauseLeftover = api.QuarantineLeftover
 	// CauseLost is a device that does not answer. It ends when it does, and
 	// is well.
-	CauseLost = "lost"
+	CauseLost = api.QuarantineLost
 	// CauseMemory is broken memory, remapped or to be. It ends when the
 	// device was reset and says that it is well.
-	CauseMemory = "memory"
+	CauseMemory = api.QuarantineMemory
 	// CauseXID is a fault that the driver has reported. Whether it is mended
 	// does not show: it ends with the next boot, or by somebody.
-	CauseXID = "xid"
+	CauseXID = api.QuarantineXID
 )
 
 // Quarantine keeps a device from jobs. One that has it already keeps it.

@@ -1,8 +1,8 @@
 package node
 
 import (
+	"cmp"
 	"context"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -13,8 +13,8 @@ import (
 	"gitlab.com/berth-ci/berth/gpu"
 	gpuprocess "gitlab.com/berth-ci/berth/gpu/process"
 	"gitlab.com/berth-ci/berth/node/api"
-	"gitlab.com/berth-ci/berth/node/config"
 	"gitlab.com/berth-ci/berth/node/journal"
+	"gitlab.com/berth-ci/berth/node/runtime/programs"
 )
 
 // GPUs leases the node's GPUs to jobs.
@@ -32,7 +32,7 @@ type GPUs interface {
 // openGPUs makes the keeper of the node's GPUs. It starts nothing.
 func (d *daemon) openGPUs(boot string) (err error) {
 	args := []string{"serve", "--root", d.config.GPU.DriverRoot}
-	driver := gpuprocess.New(d.log, gpuProgram(d.config), args...)
+	driver := gpuprocess.New(d.log, cmp.Or(d.config.GPU.Program, programs.LocateGPU(d.config.Runtime.Path)), args...)
 	d.onClose(func(context.Context) error { return driver.Close() })
 	d.gpus, err = gpu.NewKeeper(driver, gpu.Settings{
 		File: filepath.Join(d.config.Root, "gpu-quarantine.json"),
@@ -43,26 +43,6 @@ func (d *daemon) openGPUs(boot string) (err error) {
 		CPUs: d.cgroups.CPUs(d.config.Limits.Cgroup),
 	}, d.log)
 	return err
-}
-
-// gpuProgram is what asks the driver: as configured, or with the programs of
-// the runtime, or beside berthd itself.
-func gpuProgram(c *config.Config) string {
-	const name = "berth-gpu"
-	if c.GPU.Program != "" {
-		return c.GPU.Program
-	}
-	installed := filepath.Join(c.Runtime.Path, name)
-	self, err := os.Executable()
-	if err != nil {
-		return installed
-	}
-	for _, path := range []string{installed, filepath.Join(filepath.Dir(self), "../libexec/berth", name), filepath.Join(filepath.Dir(self), name)} {
-		if _, err := os.Stat(path); err == nil {
-			return path
-		}
-	}
-	return installed
 }
 
 // retakeGPUs gives jobs of an earlier berthd what they have, the dead ones,

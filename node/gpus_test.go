@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -16,7 +14,6 @@ import (
 	"gitlab.com/berth-ci/berth/gpu"
 	"gitlab.com/berth-ci/berth/gpu/gputest"
 	"gitlab.com/berth-ci/berth/node/api"
-	"gitlab.com/berth-ci/berth/node/config"
 )
 
 // withGPUs asks for GPUs, too.
@@ -153,14 +150,4 @@ func TestGPUCalls(t *testing.T) {
 	require.NoError(t, client.ReleaseGPU(t.Context(), "GPU-0"))
 	require.True(t, errdefs.IsNotFound(client.ReleaseGPU(t.Context(), "GPU-0")))
 	require.True(t, errdefs.IsNotFound(client.QuarantineGPU(t.Context(), "../x", "")))
-}
-
-func TestGPUProgram(t *testing.T) {
-	c := config.Default()
-	c.Runtime.Path = t.TempDir()
-	require.Equal(t, filepath.Join(c.Runtime.Path, "berth-gpu"), gpuProgram(c), "what is missing is looked for there")
-	require.NoError(t, os.WriteFile(filepath.Join(c.Runtime.Path, "berth-gpu"), nil, 0o755))
-	require.Equal(t, filepath.Join(c.Runtime.Path, "berth-gpu"), gpuProgram(c))
-	c.GPU.Program = "/opt/berth-gpu"
-	require.Equal(t, "/opt/berth-gpu", gpuProgram(c))
 }

@@ -12,7 +12,7 @@ func doctorCommand(socket *string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what is wrong with this host, and how to mend it",
-		Long: `Examine this host: kernel, cgroups, network, file systems, clock, the programs of
+		Long: `Examine this host: kernel, cgroups, network, file systems, clock, GPUs, the programs of
 the runtime, berthd, and gitlab-runner's configuration. What is wrong comes with
 a sentence on how to mend it. The exit status is 1 if something keeps jobs from
 running. Run it as root.`,

@@ -56,6 +56,10 @@ func (d *Driver) card(index int, h nvml.Device) (card, []gpu.Device, error) {
 	if mask, ret := h.GetCpuAffinity(cpus()); told(ret, "cpus", &whole.Unread) {
 		whole.CPUs = cpuList(mask)
 	}
+	if mode, ret := h.GetPersistenceMode(); told(ret, "persistence mode", &whole.Unread) {
+		on := mode == nvml.FEATURE_ENABLED
+		whole.Persistence = &on
+	}
 	mode, _, ret := h.GetMigMode()
 	switch {
 	case ret == nvml.SUCCESS && mode == nvml.DEVICE_MIG_ENABLE:

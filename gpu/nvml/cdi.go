@@ -67,6 +67,12 @@ func (d *Driver) commonEdits(version string) (specs.ContainerEdits, error) {
 		d.common = nil
 		return specs.ContainerEdits{}, fmt.Errorf("find the driver's files in %s: there is no libcuda.so.%s: %w", d.options.Root, version, errdefs.ErrUnavailable)
 	}
+	for _, path := range []string{"/dev/nvidiactl", "/dev/nvidia-uvm"} {
+		if !slices.ContainsFunc(d.common.edits.DeviceNodes, func(n *specs.DeviceNode) bool { return n.Path == path }) {
+			d.common = nil
+			return specs.ContainerEdits{}, fmt.Errorf("find the driver's device nodes: there is no %s, without which nothing computes: nvidia-modprobe -u -c 0 makes it: %w", filepath.Join(d.options.Root, path), errdefs.ErrUnavailable)
+		}
+	}
 	return d.common.edits, nil
 }
 

@@ -64,6 +64,7 @@ func TestInventory(t *testing.T) {
 	require.Equal(t, "0-15", whole.CPUs)
 	require.Equal(t, "16-31", i.Devices[4].CPUs)
 	require.Empty(t, whole.Unread)
+	require.True(t, *whole.Persistence)
 	require.Empty(t, whole.Edits.Hooks)
 	nodes, _ := pathsOf(whole.Edits)
 	require.Equal(t, []string{"/dev/nvidia1"}, nodes)
@@ -100,6 +101,16 @@ func TestInventoryWithoutNodes(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, i.Devices[0].Unusable, "/dev/nvidia0 is missing")
 	require.Contains(t, i.Devices[1].Unusable, "nvidia-cap4 is missing")
+
+	uvm := d.options.Root + "/dev/nvidia-uvm"
+	require.NoError(t, os.Rename(uvm, uvm+"-gone"))
+	d.common = nil
+	_, err = d.Inventory(t.Context())
+	require.ErrorContains(t, err, uvm+", without which nothing computes")
+	require.True(t, errdefs.IsUnavailable(err))
+	require.NoError(t, os.Rename(uvm+"-gone", uvm))
+	_, err = d.Inventory(t.Context())
+	require.NoError(t, err, "once it was made")
 
 	require.NoError(t, os.Remove(d.options.Root+"/usr/lib/x86_64-linux-gnu/libcuda.so.550.54.15"))
 	d.common = nil

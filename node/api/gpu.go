@@ -64,6 +64,9 @@ type GPU struct {
 	NUMA   int            `json:"numa"`
 	CPUs   string         `json:"cpus,omitempty"`
 	State  string         `json:"state"`
+	// Persistence tells whether the driver stays when nothing uses it; nil if
+	// that is not known.
+	Persistence *bool `json:"persistence,omitempty"`
 	// Reason says why no job can have it.
 	Reason     string         `json:"reason,omitempty"`
 	Quarantine *GPUQuarantine `json:"quarantine,omitempty"`
@@ -73,6 +76,15 @@ type GPU struct {
 	// Unread lists what the driver should have told but did not.
 	Unread []string `json:"unread,omitempty"`
 }
+
+// Causes of a quarantine.
+const (
+	QuarantineOperator = "operator"
+	QuarantineLeftover = "leftover"
+	QuarantineLost     = "lost"
+	QuarantineMemory   = "memory"
+	QuarantineXID      = "xid"
+)
 
 // GPUQuarantine says why a GPU is kept from jobs.
 type GPUQuarantine struct {

@@ -34,6 +34,7 @@ func (l *Library) whole(g int, d *server.Device, instances int) {
 		mask[0] = 0xffff << (g / 4 * 16)
 		return mask, nvml.SUCCESS
 	}
+	d.GetPersistenceModeFunc = one(l, "GetPersistenceMode", value(nvml.FEATURE_ENABLED))
 	d.IsMigDeviceHandleFunc = one(l, "IsMigDeviceHandle", value(false))
 	d.GetMigModeFunc = func() (int, int, nvml.Return) {
 		mode := nvml.DEVICE_MIG_DISABLE
