@@ -48,7 +48,7 @@ func (d *Driver) card(index int, h nvml.Device) (card, []gpu.Device, error) {
 		c.pci = busID(pci)
 		whole.PCI = c.pci
 	}
-	if node, ret := h.GetNumaNodeId(); told(ret, "NUMA node", &whole.Unread) {
+	if node, ret := d.numaNode(h); told(ret, "NUMA node", &whole.Unread) {
 		whole.NUMA = node
 	} else if text, err := os.ReadFile(filepath.Join("/sys/bus/pci/devices", c.pci, "numa_node")); err == nil && c.pci != "" {
 		whole.NUMA, _ = strconv.Atoi(strings.TrimSpace(string(text)))

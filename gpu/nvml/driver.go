@@ -25,6 +25,9 @@ type Driver struct {
 	waiting    sync.Mutex // held while events are waited for
 	events     nvml.EventSet
 	registered map[string]bool
+
+	sampling sync.Mutex
+	samples  map[string]*sample // of instances, by UUID
 }
 
 // Open loads NVIDIA's library. It is not closed: it ends with the process,
@@ -60,7 +63,11 @@ func New(lib nvml.Interface, o Options) (*Driver, error) {
 	default:
 		return nil, fmt.Errorf("start NVML: %w", failure(ret))
 	}
-	return &Driver{lib: lib, options: o, registered: map[string]bool{}}, nil
+	d := &Driver{lib: lib, options: o, registered: map[string]bool{}, samples: map[string]*sample{}}
+	if err := d.checkAge(); err != nil {
+		return nil, err
+	}
+	return d, nil
 }
 
 // failure is what NVML returned, as an error of its class.
@@ -78,7 +85,7 @@ func told(ret nvml.Return, what string, unread *[]string) bool {
 	switch ret {
 	case nvml.SUCCESS:
 		return true
-	case nvml.ERROR_NOT_SUPPORTED, nvml.ERROR_FUNCTION_NOT_FOUND, nvml.ERROR_NO_PERMISSION:
+	case nvml.ERROR_NOT_SUPPORTED, nvml.ERROR_FUNCTION_NOT_FOUND:
 	default:
 		*unread = append(*unread, fmt.Sprintf("%s: %v", what, ret))
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"tags.cncf.io/container-device-interface/specs-go"
 
+	"gitlab.com/berth-ci/berth/executor"
 	"gitlab.com/berth-ci/berth/gpu"
 	"gitlab.com/berth-ci/berth/gpu/nvml/nvmltest"
 )
@@ -158,6 +159,79 @@ func TestRead(t *testing.T) {
 	require.Contains(t, readings["GPU-gone"].Lost, "it cannot be found")
 }
 
+// TestInstanceUtilisation has GPUs of the kind that tell how busy their
+// instances are.
+func TestInstanceUtilisation(t *testing.T) {
+	lib, d := open(t, 2, map[int]int{0: 2, 1: 1})
+	busy, other := nvmltest.InstanceUUID(0, 1), nvmltest.InstanceUUID(1, 0)
+	read := func() map[string]gpu.Reading {
+		t.Helper()
+		for _, s := range d.samples { // as if a while had gone by
+			s.at = s.at.Add(-gpmPause)
+		}
+		readings, err := d.Read(t.Context(), []string{nvmltest.InstanceUUID(0, 0), busy, other})
+		require.NoError(t, err)
+		for uuid, r := range readings {
+			require.Empty(t, r.Unread, uuid)
+		}
+		return readings
+	}
+	percent := 41.6
+	lib.Set(busy, nvmltest.State{Busy: &percent})
+	require.Nil(t, read()[busy].Utilisation, "there is nothing to compare with")
+	for range 3 {
+		readings := read()
+		require.Equal(t, 42, *readings[busy].Utilisation)
+		require.Nil(t, readings[nvmltest.InstanceUUID(0, 0)].Utilisation, "which the library does not tell")
+		require.Nil(t, readings[other].Utilisation, "of a GPU that cannot")
+	}
+	require.Equal(t, 2, lib.Samples(), "one for each instance that was looked at")
+	percent = 7
+	again, err := d.Read(t.Context(), []string{busy})
+	require.NoError(t, err)
+	require.Equal(t, 42, *again[busy].Utilisation, "too soon for another look")
+	for _, function := range []string{"GpmQueryDeviceSupport", "GpmSampleAlloc", "GpmMigSampleGet", "GpmMetricsGet"} {
+		lib.Fault(function, nvml.ERROR_UNKNOWN)
+		for _, s := range d.samples {
+			s.at = s.at.Add(-gpmPause)
+		}
+		broken, err := d.Read(t.Context(), []string{busy})
+		require.NoError(t, err)
+		require.Nil(t, broken[busy].Utilisation)
+		require.Len(t, broken[busy].Unread, 1, function)
+		lib.Fault(function, nvml.SUCCESS)
+	}
+	read()
+	require.Equal(t, 7, *read()[busy].Utilisation)
+	require.Equal(t, 2, lib.Samples(), "faults leave none behind")
+	lib.Lack("nvmlGpmMigSampleGet")
+	require.Nil(t, read()[busy].Utilisation)
+}
+
+// TestOlderDrivers: what a library does not have is not called, which would
+// end the process.
+func TestOlderDrivers(t *testing.T) {
+	lib, d := open(t, 1, nil)
+	lib.Lack("nvmlDeviceGetNumaNodeId")
+	lib.Lack("nvmlDeviceGetCurrentClocksEventReasons")
+	lib.Fault("GetNumaNodeId", nvml.ERROR_UNKNOWN)
+	lib.Fault("GetCurrentClocksEventReasons", nvml.ERROR_UNKNOWN)
+	lib.Set(nvmltest.UUID(0), nvmltest.State{Throttle: nvml.ClocksEventReasonSwPowerCap})
+	i, err := d.Inventory(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, i.Devices[0].Unread)
+	readings, err := d.Read(t.Context(), []string{nvmltest.UUID(0)})
+	require.NoError(t, err)
+	require.Empty(t, readings[nvmltest.UUID(0)].Unread)
+	require.Equal(t, []string{"power limit"}, readings[nvmltest.UUID(0)].Throttled)
+
+	old := nvmltest.New(1, nil)
+	old.Lack("nvmlDeviceGetMigMode")
+	_, err = New(old, Options{})
+	require.ErrorContains(t, err, "too old: its library has no nvmlDeviceGetMigMode")
+	require.True(t, errdefs.IsUnavailable(err))
+}
+
 func TestEvents(t *testing.T) {
 	lib, d := open(t, 2, map[int]int{1: 2})
 	lib.XID(0, 79, -1)
@@ -249,6 +323,61 @@ func TestFaultsAtEveryCall(t *testing.T) {
 	again, _, _, errs := all()
 	require.NoError(t, errors.Join(errs...))
 	require.Equal(t, len(whole.Devices), len(again.Devices), "all is well again")
+}
+
+// TestFaultAtEachCall has one call after the other fail, and no other: what is
+// told then is true, if less.
+func TestFaultAtEachCall(t *testing.T) {
+	lib, d := open(t, 2, map[int]int{1: 2})
+	percent := 50.0
+	lib.Set(nvmltest.InstanceUUID(1, 0), nvmltest.State{Busy: &percent, Used: 3 << 30})
+	asked := []string{nvmltest.UUID(0), nvmltest.InstanceUUID(1, 0)}
+	round := func() (*gpu.Inventory, map[string]gpu.Reading, error) {
+		d.registered, d.events, d.common = map[string]bool{}, nil, nil
+		i, err1 := d.Inventory(context.Background())
+		r, err2 := d.Read(context.Background(), asked)
+		_, err3 := d.Events(context.Background())
+		return i, r, errors.Join(err1, err2, err3)
+	}
+	lib.FaultAt(0, nvml.SUCCESS)
+	whole, _, err := round()
+	require.NoError(t, err)
+	calls := lib.Count()
+	require.Greater(t, calls, 100)
+	for _, ret := range []nvml.Return{nvml.ERROR_NO_PERMISSION, nvml.ERROR_GPU_IS_LOST} {
+		for n := 1; n <= calls; n++ {
+			lib.FaultAt(n, ret)
+			i, readings, err := round()
+			if err != nil {
+				require.True(t, errdefs.IsUnavailable(err) || errdefs.IsNotImplemented(err) || errdefs.IsNotFound(err), "call %d: %v", n, err)
+			}
+			if i != nil {
+				for _, got := range i.Devices {
+					at := slices.IndexFunc(whole.Devices, func(d gpu.Device) bool { return d.UUID == got.UUID })
+					if at < 0 {
+						require.NotEmpty(t, got.Unusable, "call %d: a device that there is not", n)
+						continue
+					}
+					want := whole.Devices[at]
+					require.Equal(t, want.MIG, got.MIG, "call %d", n)
+					require.Equal(t, want.Model, got.Model, "call %d", n)
+					if got.Unusable == "" {
+						require.Equal(t, want.Edits.DeviceNodes, got.Edits.DeviceNodes, "call %d", n)
+					}
+				}
+			}
+			for uuid, r := range readings {
+				used := map[string]executor.Bytes{asked[1]: 3 << 30}[uuid]
+				silent := r.Lost != "" || len(r.Unread) > 0
+				require.True(t, r.MemoryUsed == used || silent, "call %d: %s has %v in use", n, uuid, r.MemoryUsed)
+			}
+		}
+	}
+	lib.FaultAt(0, nvml.SUCCESS)
+	again, _, err := round()
+	require.NoError(t, err)
+	require.Equal(t, len(whole.Devices), len(again.Devices), "all is well again")
+	require.Equal(t, whole.Links, again.Links)
 }
 
 func TestCPUList(t *testing.T) {

@@ -57,10 +57,12 @@ func (d *Driver) read(uuid string) gpu.Reading {
 	}
 	// Only the whole GPU knows the rest.
 	if mig, ret := h.IsMigDeviceHandle(); ret == nvml.SUCCESS && mig {
-		if h, ret = h.GetDeviceHandleFromMigDeviceHandle(); ret != nvml.SUCCESS {
+		m := h
+		if h, ret = m.GetDeviceHandleFromMigDeviceHandle(); ret != nvml.SUCCESS {
 			r.Unread = append(r.Unread, fmt.Sprintf("health: %v", ret))
 			return r
 		}
+		r.Utilisation = d.instanceUtilisation(uuid, m, h, &r.Unread)
 		r.Energy = nil // that of all instances together, where a driver tells it
 	}
 	if n, ret := h.GetTotalEccErrors(nvml.MEMORY_ERROR_TYPE_UNCORRECTED, nvml.VOLATILE_ECC); told(ret, "ECC errors", &r.Unread) {
@@ -69,7 +71,7 @@ func (d *Driver) read(uuid string) gpu.Reading {
 	if _, _, pending, failed, ret := h.GetRemappedRows(); told(ret, "remapped rows", &r.Unread) {
 		r.RemapPending, r.RemapFailed = pending, failed
 	}
-	if reasons, ret := h.GetCurrentClocksEventReasons(); told(ret, "throttling", &r.Unread) {
+	if reasons, ret := d.throttleReasons(h); told(ret, "throttling", &r.Unread) {
 		for _, t := range throttles {
 			if reasons&t.bit != 0 {
 				r.Throttled = append(r.Throttled, t.why)

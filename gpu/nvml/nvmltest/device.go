@@ -34,6 +34,7 @@ func (l *Library) whole(g int, d *server.Device, instances int) {
 		mask[0] = 0xffff << (g / 4 * 16)
 		return mask, nvml.SUCCESS
 	}
+	l.gpmDevice(g, d)
 	d.GetPersistenceModeFunc = one(l, "GetPersistenceMode", value(nvml.FEATURE_ENABLED))
 	d.IsMigDeviceHandleFunc = one(l, "IsMigDeviceHandle", value(false))
 	d.GetMigModeFunc = func() (int, int, nvml.Return) {
@@ -121,5 +122,7 @@ func (l *Library) common(d *mock.Device, uuid, name string, memory uint64) {
 		s := l.of(uuid)
 		return 0, 0, s.RemapPending, s.RemapFailed, l.enter("GetRemappedRows")
 	}
-	d.GetCurrentClocksEventReasonsFunc = one(l, "GetCurrentClocksEventReasons", func() (uint64, nvml.Return) { return l.of(uuid).Throttle, nvml.SUCCESS })
+	throttle := func() (uint64, nvml.Return) { return l.of(uuid).Throttle, nvml.SUCCESS }
+	d.GetCurrentClocksEventReasonsFunc = one(l, "GetCurrentClocksEventReasons", throttle)
+	d.GetCurrentClocksThrottleReasonsFunc = one(l, "GetCurrentClocksThrottleReasons", throttle)
 }

@@ -20,19 +20,26 @@ type Library struct {
 	mu sync.Mutex
 	// faults are what a function returns in place of an answer.
 	faults map[string]nvml.Return
-	hangs  map[string]chan struct{}
-	calls  map[string]bool
-	state  map[string]State
-	events []nvml.EventData
-	all    map[string]nvml.Device // by UUID, instances too
+	// count is of calls; the one that is faultAt returns faultRet.
+	count, faultAt int
+	faultRet       nvml.Return
+	calls          map[string]bool
+	state          map[string]State
+	events         []nvml.EventData
+	all            map[string]nvml.Device // by UUID, instances too
+	// lacking are functions that the library does not have.
+	lacking map[string]bool
+	samples map[nvml.GpmSample]string // of GPM that are not freed, and of what
 }
 
 // State is what a device tells of itself.
 type State struct {
-	Used         uint64
-	Utilisation  uint32
-	Energy       uint64
-	Processes    []uint32
+	Used        uint64
+	Utilisation uint32
+	Energy      uint64
+	Processes   []uint32
+	// Busy is what GPM tells of an instance, on GPUs that have it.
+	Busy         *float64
 	Uncorrected  uint64
 	RemapPending bool
 	RemapFailed  bool
@@ -58,8 +65,8 @@ func New(n int, mig map[int]int) *Library {
 		panic(err) // the options are constants
 	}
 	l := &Library{
-		Server: s, faults: map[string]nvml.Return{}, hangs: map[string]chan struct{}{},
-		calls: map[string]bool{}, state: map[string]State{}, all: map[string]nvml.Device{},
+		Server: s, faults: map[string]nvml.Return{},
+		calls: map[string]bool{}, state: map[string]State{}, all: map[string]nvml.Device{}, lacking: map[string]bool{}, samples: map[nvml.GpmSample]string{},
 	}
 	for g, device := range s.Devices {
 		l.whole(g, device.(*server.Device), mig[g])
@@ -75,13 +82,32 @@ func (l *Library) Fault(function string, ret nvml.Return) {
 	l.faults[function] = ret
 }
 
-// Hang has a function not return until release is called.
-func (l *Library) Hang(function string) (release func()) {
+// FaultAt has the n-th call from now on fail, counted from 1, and no other.
+func (l *Library) FaultAt(n int, ret nvml.Return) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	hang := make(chan struct{})
-	l.hangs[function] = hang
-	return sync.OnceFunc(func() { close(hang) })
+	l.count, l.faultAt, l.faultRet = 0, n, ret
+}
+
+// Count is how many calls there were since FaultAt.
+func (l *Library) Count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.count
+}
+
+// Lack takes a function from the library, as if the driver were older.
+func (l *Library) Lack(symbol string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lacking[symbol] = true
+}
+
+// Samples of GPM that nobody has freed.
+func (l *Library) Samples() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.samples)
 }
 
 // Calls lists the functions that were called.
@@ -125,12 +151,11 @@ func (l *Library) Remove(g int) {
 func (l *Library) enter(function string) nvml.Return {
 	l.mu.Lock()
 	l.calls[function] = true
-	ret, hang := l.faults[function], l.hangs[function]
-	l.mu.Unlock()
-	if hang != nil {
-		<-hang
+	defer l.mu.Unlock()
+	if l.count++; l.count == l.faultAt {
+		return l.faultRet
 	}
-	return ret
+	return l.faults[function]
 }
 
 func (l *Library) of(uuid string) State {
@@ -154,6 +179,15 @@ func value[T any](v T) func() (T, nvml.Return) {
 }
 
 func (l *Library) library() {
+	l.LookupSymbolFunc = func(symbol string) error {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.lacking[symbol] {
+			return fmt.Errorf("undefined symbol: %s", symbol)
+		}
+		return nil
+	}
+	l.gpm()
 	l.InitFunc = func() nvml.Return { return l.enter("Init") }
 	l.SystemGetDriverVersionFunc = one(l, "SystemGetDriverVersion", value(l.DriverVersion))
 	l.SystemGetCudaDriverVersionFunc = one(l, "SystemGetCudaDriverVersion", value(l.CudaDriverVersion))
