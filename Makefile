@@ -79,6 +79,8 @@ ROUNDS ?= 10
 bench: root deps runtime ## print the overhead of a job beside bare and docker (root)
 	$(GO) test -count=1 -run '^$$' -bench . -benchtime=$(ROUNDS)x -timeout=30m ./test/bench
 	$(GO) test -count=1 -run '^$$' -bench . -timeout=30m ./test/docker
+	$(GO) test -count=1 -run '^$$' -bench . ./gpu
+	CGO_ENABLED=1 $(GO) test -count=1 -run '^$$' -bench . -benchtime=$(ROUNDS)x -timeout=30m ./test/gpu
 
 demo: root deps all runtime ## run the example pipeline from nothing, with times (root)
 	$(GO) run ./test/cmd/demo

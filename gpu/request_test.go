@@ -2,6 +2,7 @@ package gpu
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -35,6 +36,21 @@ func TestParseRequest(t *testing.T) {
 		{"no number", map[string]string{CountVariable: "all"}, 0, Request{}, `BERTH_GPU_COUNT: count "all"`},
 		{"negative", map[string]string{CountVariable: "-1"}, 0, Request{}, "BERTH_GPU_COUNT"},
 		{"too many", map[string]string{CountVariable: "99999999999999999999"}, 0, Request{}, "BERTH_GPU_COUNT"},
+		{"digits of another script", map[string]string{CountVariable: "٢"}, 0, Request{}, `BERTH_GPU_COUNT: count "٢"`},
+		{"a fraction", map[string]string{CountVariable: "0.5"}, 0, Request{}, "BERTH_GPU_COUNT"},
+		{"more than any node has", map[string]string{CountVariable: "1025"}, 0, Request{}, "BERTH_GPU_COUNT"},
+		{"two numbers", map[string]string{CountVariable: "1\n2"}, 0, Request{}, "BERTH_GPU_COUNT"},
+		{"a nul", map[string]string{CountVariable: "1\x00"}, 0, Request{}, "BERTH_GPU_COUNT"},
+		{"lower case is another variable", map[string]string{"berth_gpu_count": "2", "Berth_Gpu_Count": "2"}, 0, Request{}, ""},
+		{"NVIDIA's variables ask for nothing", map[string]string{"NVIDIA_VISIBLE_DEVICES": "all", "CUDA_VISIBLE_DEVICES": "0"}, 0, Request{}, ""},
+		{"negative memory", map[string]string{MemoryVariable: "-1g"}, 0, Request{}, "BERTH_GPU_MEMORY"},
+		{"more memory than there are numbers", map[string]string{MemoryVariable: "9999999999999g"}, 0, Request{}, "BERTH_GPU_MEMORY"},
+		{"a model of all", map[string]string{ModelVariable: "*"}, 0, Request{}, "BERTH_GPU_MODEL"},
+		{"a model of control characters", map[string]string{ModelVariable: "a100\x1b[2J"}, 0, Request{}, "BERTH_GPU_MODEL"},
+		{"a long model", map[string]string{ModelVariable: strings.Repeat("a", 65)}, 0, Request{}, "BERTH_GPU_MODEL"},
+		{"a look-alike", map[string]string{ModelVariable: "а100"}, 0, Request{}, "BERTH_GPU_MODEL"},
+		{"a profile in another case", map[string]string{MIGProfileVariable: "1G.5GB"}, 0, Request{}, "BERTH_GPU_MIG_PROFILE"},
+		{"two profiles", map[string]string{MIGProfileVariable: "1g.5gb,2g.10gb"}, 0, Request{}, "BERTH_GPU_MIG_PROFILE"},
 		{"odd model", map[string]string{ModelVariable: "a100; rm"}, 0, Request{}, "BERTH_GPU_MODEL"},
 		{"no size", map[string]string{MemoryVariable: "big"}, 0, Request{}, `BERTH_GPU_MEMORY: size "big"`},
 		{"no profile", map[string]string{MIGProfileVariable: "8g.5gb"}, 0, Request{}, "BERTH_GPU_MIG_PROFILE"},

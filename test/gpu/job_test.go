@@ -3,6 +3,7 @@
 package gpu
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/stretchr/testify/require"
 
 	"gitlab.com/berth-ci/berth/gpu/nvml/nvmltest"
@@ -176,40 +180,101 @@ func TestRefused(t *testing.T) {
 // TestWaits has a job wait for another, while berthd is killed, and started
 // again.
 func TestWaits(t *testing.T) {
-	hold := gitlab.JobSpec{Variables: variables("BERTH_GPU_COUNT", "3"), Script: []string{"echo holding; while ! [ -e /tmp/go ]; do sleep 0.1; done"}}
-	first := start(t, hold)
+	first := start(t, gitlab.JobSpec{Variables: variables("BERTH_GPU_COUNT", "3"), Script: []string{hold}})
 	require.NoError(t, first.WaitLog(t.Context(), "\nholding\n"))
-	require.NoError(t, node.KillDaemon())
-	require.NoError(t, node.StartDaemon(t.Context()))
-	list, err := node.Client.GPUs(t.Context())
-	require.NoError(t, err)
-	var key string
-	held := 0
-	for _, g := range list.GPUs {
-		if g.Holder != nil {
-			key = g.Holder.Job
-			held++
-		}
+	busy := map[string]nvmltest.State{}
+	for uuid := range held(t) {
+		busy[uuid] = nvmltest.State{Utilisation: 42}
 	}
-	require.Equal(t, 3, held, "a new berthd knows")
+	tell(t, busy)
+	t.Cleanup(func() { tell(t, nil) })
+	require.Eventually(t, func() bool {
+		files, _ := filepath.Glob(filepath.Join(node.Config.GPUUses(), "*.json"))
+		for _, file := range files {
+			if text, err := os.ReadFile(file); err == nil && strings.Contains(string(text), `"peak":42`) {
+				return true
+			}
+		}
+		return false
+	}, 2*time.Minute, 100*time.Millisecond, "it is written down")
+	require.NoError(t, node.KillDaemon())
+	tell(t, nil)
+	require.NoError(t, node.StartDaemon(t.Context()))
+	holders := held(t)
+	require.Len(t, holders, 3, "a new berthd knows")
 
 	second := start(t, gitlab.JobSpec{Variables: variables("BERTH_GPU_COUNT", "1"), Script: []string{"echo mine"}})
 	require.NoError(t, second.WaitLog(t.Context(), "Waiting for GPUs: place 1 of 1 for 1 × GPU; 0 of 3 are free: job"))
-	jobs, err := node.Client.Jobs(t.Context())
-	require.NoError(t, err)
-	a, err := node.Client.Admission(t.Context(), key)
-	require.NoError(t, err, jobs)
-	procs, err := filepath.Glob("/sys/fs/cgroup/*" + a.Cgroup + "/build/cgroup.procs")
-	require.NoError(t, err)
-	if len(procs) == 0 {
-		procs = []string{"/sys/fs/cgroup" + a.Cgroup + "/build/cgroup.procs"} // v2
+	for uuid := range busy {
+		letGo(t, holders[uuid])
+		break
 	}
-	pids, err := os.ReadFile(procs[0])
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join("/proc", strings.Fields(string(pids))[0], "root/tmp/go"), nil, 0o600))
 	require.Equal(t, gitlab.Success, end(t, first))
 	require.Equal(t, gitlab.Success, end(t, second))
 	require.Contains(t, second.Log(), "\nmine\n")
+	require.Equal(t, 3, strings.Count(first.Log(), ", 42% at most"), "%s", first.Log())
+	require.NotContains(t, first.Log(), "HINT")
+}
+
+// TestFault has GPUs report faults while a job has them: it hears of them and
+// goes on; one that is the GPU's keeps further jobs away from it.
+func TestFault(t *testing.T) {
+	j := start(t, gitlab.JobSpec{Variables: variables("BERTH_GPU_COUNT", "2"), Script: []string{hold}})
+	require.NoError(t, j.WaitLog(t.Context(), "\nholding\n"))
+	holders := held(t)
+	require.Len(t, holders, 2)
+	var broken, fine string
+	xids := map[int]uint64{}
+	for g := range gpus {
+		switch uuid := nvmltest.UUID(g); {
+		case holders[uuid] == "":
+		case broken == "":
+			broken, xids[g] = uuid, 79
+		default:
+			fine, xids[g] = uuid, 31
+		}
+	}
+	report(t, xids)
+	quarantine := func(uuid string) *api.GPUQuarantine {
+		list, err := node.Client.GPUs(t.Context())
+		require.NoError(t, err)
+		for _, g := range list.GPUs {
+			if g.UUID == uuid {
+				return g.Quarantine
+			}
+		}
+		require.FailNow(t, "not listed", uuid)
+		return nil
+	}
+	require.Eventually(t, func() bool { return quarantine(broken) != nil }, time.Minute, 50*time.Millisecond)
+	t.Cleanup(func() { _ = node.Client.ReleaseGPU(context.Background(), broken) })
+	require.Equal(t, api.QuarantineXID, quarantine(broken).Cause)
+	require.Equal(t, holders, held(t), "who has it keeps it")
+	letGo(t, holders[broken])
+	require.Equal(t, gitlab.Success, end(t, j))
+	require.Contains(t, j.Log(), "\nWARNING: the driver reported XID 79 on it meanwhile")
+	require.Contains(t, j.Log(), "\nWARNING: the driver reported XID 31 on it meanwhile")
+	require.Nil(t, quarantine(fine), "that was the program's own")
+
+	next := start(t, gitlab.JobSpec{Variables: variables("BERTH_GPU_COUNT", "2"), Script: []string{"echo mine"}})
+	require.Equal(t, gitlab.Success, end(t, next))
+	require.NotContains(t, next.Log(), broken)
+	require.NotNil(t, quarantine(broken), "nothing shows that it is mended")
+	require.NoError(t, node.Client.ReleaseGPU(t.Context(), broken))
+	require.Nil(t, quarantine(broken))
+}
+
+// TestDoctor has an operator look.
+func TestDoctor(t *testing.T) {
+	if missing != "" {
+		t.Skip(missing)
+	}
+	require.NoError(t, node.Client.QuarantineGPU(t.Context(), nvmltest.UUID(0), "noisy fan"))
+	out, _ := exec.Command(programs.Berth, "doctor", "--socket", node.Config.Socket).Output() // it may find more
+	require.NoError(t, node.Client.ReleaseGPU(t.Context(), nvmltest.UUID(0)))
+	require.Regexp(t, `warn +GPU 0 +.*NVIDIA A100-SXM4-40GB \(`+nvmltest.UUID(0)+`\) is in quarantine since .*: noisy fan\n`, string(out))
+	require.Contains(t, string(out), "berth gpu release "+nvmltest.UUID(0))
+	require.Regexp(t, fmt.Sprintf(`ok +GPUs +%d of %d are in order; driver 550.54.15, CUDA 12.4\n`, gpus-1+instances-1, gpus-1+instances), string(out))
 }
 
 // TestLeftover: what is left on a GPU keeps the next job away from it, and the
@@ -256,19 +321,24 @@ func TestDocker(t *testing.T) {
 	}
 	run := "docker run --rm --pull never "
 	image := " " + registryImage(images.Git) + " "
-	// The kernel allows what it then finds nothing behind.
-	lookAll := "sh -c 'for d in /dev/nvidia[0-9]*; do cat $d 2>&1 | grep -q \"No such device\" && echo has $d; done; for n in 0 1 2 3; do mknod /tmp/$n c 195 $n; cat /tmp/$n 2>&1 | grep -q \"No such device\" && echo opened $n || echo refused $n; done'"
 	j := start(t, gitlab.JobSpec{
 		Variables: variables("BERTH_GPU_COUNT", "1", "BERTH_GPU_MODEL", "a100"),
 		Image:     gitlab.Image{Name: registryImage(images.Git)},
 		Script: []string{
-			"n=0; until docker version >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 300 ] || { docker version; exit 1; }; sleep 0.1; done",
+			awaitDocker,
 			"echo without; " + run + image + lookAll,
 			"echo all; " + run + "--gpus all" + image + lookAll,
 			"echo by name; " + run + "--device nvidia.com/gpu=0" + image + lookAll,
+			"echo by variable; " + run + "-e NVIDIA_VISIBLE_DEVICES=all -e NVIDIA_DRIVER_CAPABILITIES=all" + image + lookAll,
+			"echo by directory; " + run + "-v /dev:/dev/host" + image + "sh -c 'for d in /dev/host/nvidia[0-9]*; do cat $d 2>&1 | grep -q \"No such device\" && echo opened $d; done; true' || echo refused that directory",
 			"echo too many; " + run + "--gpus 2" + image + "true || echo refused them",
 			"echo of another; " + run + "--device nvidia.com/gpu=1" + image + "true || echo refused it",
 			"echo of berth; " + run + "--device berth/gpu=j1.GPU-x" + image + "true || echo refused that",
+			"for n in 0 1 2 3; do " + run + "--device /dev/nvidia$n" + image + "true || echo refused node $n; done",
+			run + "--device-cgroup-rule 'c 195:* rwm'" + image + "true || echo refused the rule",
+			run + "--runtime nvidia" + image + "true || echo refused the runtime",
+			run + "--privileged" + image + "true || echo refused privilege",
+			"docker create --name mine" + image + "true && docker update --device-cgroup-rule 'c 195:* rwm' mine || echo refused the change",
 		},
 	})
 	require.Equal(t, gitlab.Success, end(t, j))
@@ -280,16 +350,93 @@ func TestDocker(t *testing.T) {
 		require.True(t, ok, to)
 		return text
 	}
-	count := func(text, line string) int { return len(regexp.MustCompile("(?m)^"+line+"$").FindAllString(text, -1)) }
-	require.Zero(t, count(part("without", "all"), `has /dev/nvidia\d`))
-	require.Equal(t, 4, count(part("without", "all"), `refused \d`))
-	for _, text := range []string{part("all", "by name"), part("by name", "too many")} {
-		require.Equal(t, 1, count(text, `has /dev/nvidia\d`), text)
-		require.Equal(t, 1, count(text, `opened \d`), text)
-		require.Equal(t, 3, count(text, `refused \d`), text)
+	for _, text := range []string{part("without", "all"), part("by variable", "by directory")} {
+		require.Zero(t, lines(text, `has /dev/nvidia\d`), text)
+		require.Equal(t, gpus, lines(text, `refused \d`), text)
 	}
-	for _, want := range []string{"\nrefused them\n", "\nrefused it\n", "\nrefused that\n", "the job has 1"} {
-		require.Contains(t, log, want)
+	require.Zero(t, lines(part("by directory", "too many"), `opened .*`))
+	for _, text := range []string{part("all", "by name"), part("by name", "by variable")} {
+		require.Equal(t, 1, lines(text, `has /dev/nvidia\d`), text)
+		require.Equal(t, 1, lines(text, `opened \d`), text)
+		require.Equal(t, gpus-1, lines(text, `refused \d`), text)
+	}
+	for _, want := range []string{"them", "it", "that", "node 0", "node 1", "node 2", "node 3", "the rule", "the runtime", "privilege", "the change"} {
+		require.Contains(t, log, "\nrefused "+want+"\n")
+	}
+	require.Contains(t, log, "the job has 1")
+}
+
+const (
+	awaitDocker = "n=0; until docker version >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 300 ] || { docker version; exit 1; }; sleep 0.1; done"
+	// lookAll is a command that tells which GPUs a container has, and which the
+	// kernel lets it open, which says that nothing is behind them.
+	lookAll = "sh -c 'for d in /dev/nvidia[0-9]*; do cat $d 2>&1 | grep -q \"No such device\" && echo has $d; done; for n in 0 1 2 3; do mknod /tmp/$n c 195 $n; cat /tmp/$n 2>&1 | grep -q \"No such device\" && echo opened $n || echo refused $n; done'"
+)
+
+// lines counts those of a kind.
+func lines(text, line string) int {
+	return len(regexp.MustCompile("(?m)^"+line+"$").FindAllString(text, -1))
+}
+
+// TestPrivilegedDocker: the job's cgroup keeps other GPUs even from those who
+// may do all.
+func TestPrivilegedDocker(t *testing.T) {
+	if _, err := exec.LookPath("docker"); err != nil {
+		t.Skip("needs the docker client")
+	}
+	run := "docker run --rm --pull never --privileged "
+	image := " " + registryImage(images.Git) + " "
+	for count, want := range map[string]int{"0": 0, "1": 1} {
+		t.Run(count, func(t *testing.T) {
+			j := start(t, gitlab.JobSpec{
+				Tags: []string{"privileged"}, Variables: variables("BERTH_GPU_COUNT", count),
+				Image: gitlab.Image{Name: registryImage(images.Git)},
+				Script: []string{
+					awaitDocker, run + image + lookAll,
+					run + "--device-cgroup-rule 'a *:* rwm'" + image + lookAll,
+				},
+			})
+			require.Equal(t, gitlab.Success, end(t, j))
+			require.Equal(t, 2*want, lines(j.Log(), `opened \d`), "%s", j.Log())
+			require.Equal(t, 2*(gpus-want), lines(j.Log(), `refused \d`), "%s", j.Log())
+		})
+	}
+}
+
+// TestImageAsks: most images with CUDA ask for all GPUs.
+func TestImageAsks(t *testing.T) {
+	if missing != "" {
+		t.Skip(missing)
+	}
+	busybox, err := name.ParseReference(registry.Image(images.Busybox))
+	require.NoError(t, err)
+	base, err := remote.Image(busybox)
+	require.NoError(t, err)
+	c, err := base.ConfigFile()
+	require.NoError(t, err)
+	c.Config.Env = append(c.Config.Env, "NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=all", "CUDA_VISIBLE_DEVICES=0,1,2,3")
+	greedy, err := mutate.ConfigFile(base, c)
+	require.NoError(t, err)
+	made := busybox.Context().Registry.Repo("test", "greedy").Tag("1")
+	require.NoError(t, remote.Write(made, greedy))
+	for count, want := range map[string]int{"0": 0, "2": 2} {
+		t.Run(count, func(t *testing.T) {
+			j := start(t, gitlab.JobSpec{
+				Variables: variables("BERTH_GPU_COUNT", count), Image: gitlab.Image{Name: made.Name()},
+				Script: []string{
+					mknod, "for n in 0 1 2 3; do number 195 $n; done",
+					"tr '\\0' '\\n' </proc/1/environ | grep _VISIBLE",
+					"ls /usr/lib/x86_64-linux-gnu 2>/dev/null | grep libnvidia-encode || echo no more than is asked for",
+				},
+			})
+			require.Equal(t, gitlab.Success, end(t, j))
+			require.Equal(t, want, strings.Count(j.Log(), ": "+allowed), "%s", j.Log())
+			require.Equal(t, gpus-want, strings.Count(j.Log(), ": "+refused), "%s", j.Log())
+			require.Contains(t, j.Log(), "\nNVIDIA_VISIBLE_DEVICES=void\n")
+			require.NotContains(t, j.Log(), "\nNVIDIA_VISIBLE_DEVICES=all\n")
+			require.Equal(t, want > 0, strings.Contains(j.Log(), "\nCUDA_VISIBLE_DEVICES=0,1\n"))
+			require.Contains(t, j.Log(), "\nno more than is asked for\n")
+		})
 	}
 }
 

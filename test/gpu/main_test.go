@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -143,18 +144,67 @@ func configure(c *config.Config) {
 	if docker, err := exec.LookPath("docker"); err == nil {
 		p.Mounts = append(p.Mounts, docker+":/usr/local/bin/docker:ro")
 	}
-	privileged.PrivilegedImages = []string{"**"}
+	privileged.PrivilegedImages, privileged.DockerPrivilegedImages = []string{"**"}, []string{"**"}
+	privileged.Mounts = p.Mounts
 	c.Profiles = map[string]executor.Profile{"default": p, "privileged": privileged}
 }
 
 // tell has GPUs tell something else of themselves.
 func tell(t testing.TB, states map[string]nvmltest.State) {
 	t.Helper()
-	b, err := json.Marshal(states)
+	write(t, "state.json", states)
+}
+
+// report has GPUs report faults: numbers of GPUs, and their XIDs.
+func report(t testing.TB, xids map[int]uint64) {
+	t.Helper()
+	var faults []map[string]any
+	for g, xid := range xids {
+		faults = append(faults, map[string]any{"gpu": g, "xid": xid})
+	}
+	write(t, "xids.json", faults)
+}
+
+// write writes a file of the driver that is stood in for.
+func write(t testing.TB, name string, content any) {
+	t.Helper()
+	b, err := json.Marshal(content)
 	require.NoError(t, err)
-	file := filepath.Join(root(), "state.json")
+	file := filepath.Join(root(), name)
 	require.NoError(t, os.WriteFile(file+".next", b, 0o600))
 	require.NoError(t, os.Rename(file+".next", file))
+}
+
+// letGo makes the file that a job waits for.
+func letGo(t testing.TB, key string) {
+	t.Helper()
+	a, err := node.Client.Admission(t.Context(), key)
+	require.NoError(t, err)
+	procs, err := filepath.Glob("/sys/fs/cgroup/*" + a.Cgroup + "/build/cgroup.procs")
+	require.NoError(t, err)
+	if len(procs) == 0 {
+		procs = []string{"/sys/fs/cgroup" + a.Cgroup + "/build/cgroup.procs"} // v2
+	}
+	pids, err := os.ReadFile(procs[0])
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join("/proc", strings.Fields(string(pids))[0], "root/tmp/go"), nil, 0o600))
+}
+
+// hold has a script wait until it is let go.
+const hold = "echo holding; while ! [ -e /tmp/go ]; do sleep 0.1; done"
+
+// held is what jobs have: the key of one, by UUID.
+func held(t testing.TB) map[string]string {
+	t.Helper()
+	list, err := node.Client.GPUs(t.Context())
+	require.NoError(t, err)
+	holders := map[string]string{}
+	for _, g := range list.GPUs {
+		if g.Holder != nil {
+			holders[g.UUID] = g.Holder.Job
+		}
+	}
+	return holders
 }
 
 // start starts a job.

@@ -2,7 +2,8 @@
 
 // Command gpudriver stands in for berth-gpu in tests: GPUs that are not there,
 // with the rest as it is. Machine is read from the file gpus.json in the
-// driver's root, what the GPUs tell of themselves from state.json, each time.
+// driver's root, what the GPUs tell of themselves from state.json, each time,
+// and faults that they report from xids.json, once.
 package main
 
 import (
@@ -74,6 +75,27 @@ func (d driver) Read(ctx context.Context, uuids []string) (map[string]gpu.Readin
 		d.lib.Set(uuid, states[uuid])
 	}
 	return d.Driver.Read(ctx, uuids)
+}
+
+// fault is what a GPU reports.
+type fault struct {
+	GPU int    `json:"gpu"`
+	XID uint64 `json:"xid"`
+}
+
+func (d driver) Events(ctx context.Context) ([]gpu.Event, error) {
+	var faults []fault
+	file := filepath.Join(d.root, "xids.json")
+	if err := read(file, &faults); err != nil && !os.IsNotExist(err) {
+		return nil, err
+	}
+	for _, f := range faults {
+		d.lib.XID(f.GPU, f.XID, -1)
+	}
+	if err := os.Remove(file); err != nil && !os.IsNotExist(err) {
+		return nil, err
+	}
+	return d.Driver.Events(ctx)
 }
 
 func read(file string, into any) error {
