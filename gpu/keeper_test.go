@@ -369,6 +369,7 @@ func TestKeeperTellsUse(t *testing.T) {
 	inWorld(t, 2, func(t *testing.T, w *world) {
 		g, err := w.acquire(1, 2)
 		require.NoError(t, err)
+		time.Sleep(500 * time.Millisecond) // to be looked at between the changes
 		for n := range 10 {
 			w.driver.Set(g.Devices[0], gpu.Reading{Utilisation: percent(n * 10), MemoryUsed: executor.Bytes(n) << 30, Energy: millijoules(uint64(5000 + n*1000)), Throttled: []string{"too hot"}})
 			time.Sleep(time.Second)
@@ -480,6 +481,38 @@ func TestKeeperHotRemoval(t *testing.T) {
 		w.driver.Set(gputest.UUID(0), gpu.Reading{})
 		time.Sleep(2 * time.Minute)
 		require.Equal(t, api.GPUFree, w.state(0).State)
+	})
+}
+
+// TestKeeperDriverReload: a driver that is unloaded and loaded again takes no
+// lease away, and offers what it then has.
+func TestKeeperDriverReload(t *testing.T) {
+	inWorld(t, 2, func(t *testing.T, w *world) {
+		g, err := w.acquire(1, 1)
+		require.NoError(t, err)
+		w.driver.Fail(fmt.Errorf("no NVIDIA driver: its kernel module is not loaded: %w", errdefs.ErrNotFound))
+		time.Sleep(2 * time.Minute)
+		require.Contains(t, w.List().Reason, "kernel module is not loaded")
+		var build *executor.BuildFailure
+		_, err = w.acquire(2, 1)
+		require.True(t, errors.As(err, &build), "%v", err)
+		require.Equal(t, identity(1).Key(), w.state(0).Holder.Job)
+
+		w.driver.Change(func(i *gpu.Inventory) { i.Driver = "560.35.03" })
+		w.driver.Fail(nil)
+		time.Sleep(2 * time.Minute)
+		require.Empty(t, w.List().Reason)
+		require.Equal(t, "560.35.03", w.List().Driver)
+		require.Equal(t, api.GPULeased, w.state(0).State)
+		other, err := w.acquire(3, 1)
+		require.NoError(t, err)
+		require.NotEqual(t, g.Devices, other.Devices, "it is still the first job's")
+		next := make(chan error, 1)
+		go func() { _, err := w.acquire(4, 1); next <- err }()
+		synctest.Wait()
+		require.Empty(t, next)
+		require.NoError(t, w.Release(t.Context(), identity(1).Key()))
+		require.NoError(t, <-next)
 	})
 }
 

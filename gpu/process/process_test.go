@@ -22,6 +22,11 @@ import (
 // asProgram has the test binary be berth-gpu, of the kind that is named.
 const asProgram = "BERTH_GPU_TEST"
 
+// reloaded names a file that is there once the kernel's module is loaded.
+const reloaded = "BERTH_GPU_TEST_MODULE"
+
+var begin = time.Now()
+
 func TestMain(m *testing.M) {
 	kind := os.Getenv(asProgram)
 	if kind == "" {
@@ -53,12 +58,25 @@ type fake struct {
 }
 
 func (f fake) Inventory(ctx context.Context) (*gpu.Inventory, error) {
+	if f.kind == "unloaded" {
+		// As NVML does in a process that was there before: it knows a module that
+		// is gone.
+		if _, err := os.Stat(os.Getenv(reloaded)); err != nil || f.stale() {
+			return nil, fmt.Errorf("NVML says ERROR_UNINITIALIZED: %w", errdefs.ErrUnavailable)
+		}
+	}
 	if f.kind == "broken" {
 		return nil, fmt.Errorf("NVML says ERROR_UNKNOWN: %w", errdefs.ErrUnavailable)
 	}
 	i, err := f.Driver.Inventory(ctx)
 	i.Driver = fmt.Sprint(os.Getpid())
 	return i, err
+}
+
+// stale tells whether the process is older than the module.
+func (f fake) stale() bool {
+	s, err := os.Stat(os.Getenv(reloaded))
+	return err != nil || begin.Before(s.ModTime())
 }
 
 func (f fake) Read(ctx context.Context, uuids []string) (map[string]gpu.Reading, error) {
@@ -154,6 +172,22 @@ func TestHang(t *testing.T) {
 	_, err = fmt.Sscan(i.Driver, &pid)
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) }, 10*time.Second, time.Millisecond)
+}
+
+// TestReload: once the driver was loaded again, another version say, a new
+// process asks it; the old one never could.
+func TestReload(t *testing.T) {
+	module := filepath.Join(t.TempDir(), "module")
+	t.Setenv(reloaded, module)
+	d := newDriver(t, "unloaded")
+	_, err := d.Inventory(t.Context())
+	require.True(t, errdefs.IsUnavailable(err), "%v", err)
+	require.ErrorContains(t, err, "ERROR_UNINITIALIZED")
+	require.NoError(t, os.WriteFile(module, nil, 0o600))
+	require.Eventually(t, func() bool {
+		i, err := d.Inventory(t.Context())
+		return err == nil && len(i.Devices) == 2
+	}, time.Minute, 10*time.Millisecond)
 }
 
 // TestRestartsArePaced: a driver that fails at once is not started all the time.
