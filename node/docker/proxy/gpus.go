@@ -38,6 +38,8 @@ func (p *Proxy) leased(r *container.Resources) error {
 			}
 		}
 	}
-	r.DeviceRequests = []container.DeviceRequest{{Driver: "cdi", DeviceIDs: names}}
+	if r.DeviceRequests = nil; len(names) > 0 {
+		r.DeviceRequests = []container.DeviceRequest{{Driver: "cdi", DeviceIDs: names}}
+	}
 	return nil
 }
