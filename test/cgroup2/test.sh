@@ -11,10 +11,11 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 # An overlay's changes cannot be kept on another overlay.
 mount -t tmpfs tmpfs /run
 mkdir "$TMPDIR"
-# The kernel asks for modules by itself.
+# The kernel asks for modules by itself. That of kmod does not read what
+# busybox's depmod writes.
 mkdir -p /lib/modules
 [ -e "/lib/modules/$(uname -r)" ] || ln -s "$MODULES" /lib/modules/
-command -v modprobe >/dev/null || ln -s "$(command -v busybox)" /sbin/modprobe
+command -v modprobe >/dev/null && [ -e "$MODULES/modules.dep.bin" ] || ln -sf "$(command -v busybox)" /sbin/modprobe
 ip link set lo up
 
 run() {

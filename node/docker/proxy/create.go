@@ -156,6 +156,11 @@ func (c *call) addVolume(name string) error {
 // server, without anything on the node.
 func (c *call) own(h *container.HostConfig, body *container.CreateRequest) {
 	h.CgroupParent = c.job.Cgroup
+	// The default of the host's own dockerd may be NVIDIA's, which gives GPUs
+	// to whoever sets a variable.
+	if h.Runtime == "" {
+		h.Runtime = "runc"
+	}
 	h.ContainerIDFile = ""
 	// Ports are the job's network namespace's.
 	if len(h.PortBindings) > 0 && body.ExposedPorts == nil {

@@ -8,6 +8,18 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// TestRuntime: the default of the host's dockerd may be NVIDIA's.
+func TestRuntime(t *testing.T) {
+	c := &call{Proxy: &Proxy{}}
+	for _, asked := range []string{"", "runc"} {
+		h := &container.HostConfig{Runtime: asked}
+		require.NoError(t, c.checkHost(h, false))
+		c.own(h, &container.CreateRequest{Config: &container.Config{}})
+		require.Equal(t, "runc", h.Runtime)
+	}
+	require.ErrorContains(t, c.checkHost(&container.HostConfig{Runtime: "nvidia"}, true), "Runtime nvidia")
+}
+
 // TestLeased asks as clients do: docker --gpus and --device, and compose for
 // deploy.resources.reservations.devices.
 func TestLeased(t *testing.T) {
