@@ -52,7 +52,11 @@ func (u *use) look(at time.Time) {
 // add takes a reading of one of the devices.
 func (u *use) add(uuid string, r Reading) {
 	d := u.Devices[uuid]
-	if d == nil || r.Lost != "" {
+	if d == nil {
+		return
+	}
+	if r.Lost != "" {
+		d.Lost = r.Lost
 		return
 	}
 	d.Samples++

@@ -58,6 +58,9 @@ func writeGPUUse(w io.Writer, use *api.GPUUse) {
 			parts = append(parts, "slowed down: "+strings.Join(d.Throttled, ", "))
 		}
 		fmt.Fprintf(w, "GPU %s (%s): %s\n", d.Name, d.UUID, strings.Join(parts, "; "))
+		if d.Lost != "" {
+			fmt.Fprintf(w, "WARNING: it was lost meanwhile: %s\n", d.Lost)
+		}
 		for _, xid := range d.XIDs {
 			fmt.Fprintf(w, "WARNING: the driver reported XID %d on it meanwhile: https://docs.nvidia.com/deploy/xid-errors\n", xid)
 		}

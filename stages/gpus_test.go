@@ -15,10 +15,11 @@ func TestWriteGPUUse(t *testing.T) {
 	mean, peak, energy := 87.4, 100, 412_700.0
 	var out strings.Builder
 	writeGPUUse(&out, &api.GPUUse{Devices: []api.GPUDeviceUse{
-		{UUID: "GPU-a", Name: "NVIDIA A100", Memory: 40 << 30, Samples: 9, Mean: &mean, Peak: &peak, MemoryPeak: 31 << 30, Energy: &energy, Used: true, XIDs: []uint64{31}, Throttled: []string{"too hot"}},
+		{UUID: "GPU-a", Name: "NVIDIA A100", Memory: 40 << 30, Samples: 9, Mean: &mean, Peak: &peak, MemoryPeak: 31 << 30, Energy: &energy, Used: true, XIDs: []uint64{31}, Lost: "it does not answer: GPU is lost", Throttled: []string{"too hot"}},
 		{UUID: "MIG-b", Name: "NVIDIA A100 MIG 1g.5gb", Memory: 5 << 30, Samples: 9, MemoryPeak: 1 << 20},
 	}})
 	require.Equal(t, `GPU NVIDIA A100 (GPU-a): 87% busy on average, 100% at most; 31GiB of 40GiB memory at most; 412.7 kJ; slowed down: too hot
+WARNING: it was lost meanwhile: it does not answer: GPU is lost
 WARNING: the driver reported XID 31 on it meanwhile: https://docs.nvidia.com/deploy/xid-errors
 GPU NVIDIA A100 MIG 1g.5gb (MIG-b): 1MiB of 5GiB memory at most
 HINT: the job asked for 2 and used 1: others wait for what stands idle (BERTH_GPU_COUNT)

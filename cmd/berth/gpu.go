@@ -135,6 +135,9 @@ func writeGPU(out io.Writer, list *api.GPUList, g *api.GPU) error {
 		line("NUMA node", g.NUMA)
 	}
 	line("CPUs nearby", g.CPUs)
+	if p := g.Persistence; p != nil {
+		line("Persistence", map[bool]string{true: "on", false: "off: it starts anew for each job"}[*p])
+	}
 	line("State", g.State)
 	line("Reason", g.Reason)
 	if q := g.Quarantine; q != nil {

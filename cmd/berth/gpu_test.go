@@ -11,10 +11,10 @@ import (
 )
 
 func gpuList() *api.GPUList {
-	busy := 97
+	busy, off := 97, false
 	return &api.GPUList{Driver: "550.54.15", CUDA: "12.4", Waiting: 2, Faults: []string{"GPU 3 does not answer"}, GPUs: []api.GPU{
 		{
-			UUID: "GPU-aa", Model: "NVIDIA A100", Memory: 40 << 30, NUMA: 0, State: api.GPULeased,
+			UUID: "GPU-aa", Model: "NVIDIA A100", Memory: 40 << 30, NUMA: 0, State: api.GPULeased, Persistence: &off,
 			Holder:  &api.GPUHolder{Job: "j7-01234567", ID: 7, Project: "group/\x1b[2Jproject", Since: time.Now()},
 			Reading: &api.GPUReading{At: time.Now(), Utilisation: &busy, MemoryUsed: 31 << 30, PIDs: []int{12, 13}},
 			Links:   []api.GPULink{{To: "GPU-ab", NVLinks: 12, Path: "NUMA node"}},
@@ -44,6 +44,7 @@ func TestWriteGPU(t *testing.T) {
 	var out strings.Builder
 	require.NoError(t, writeGPU(&out, list, &list.GPUs[0]))
 	require.Regexp(t, `Job: +7 of group/�\[2Jproject, for Less than a second\n`, out.String())
+	require.Regexp(t, `Persistence: +off`, out.String())
 	require.Regexp(t, `Processes: +12 13\n`, out.String())
 	require.Regexp(t, `Link: +GPU-ab: 12 × NVLink, PCIe by NUMA node\n`, out.String())
 	out.Reset()

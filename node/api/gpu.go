@@ -147,6 +147,8 @@ type GPUDeviceUse struct {
 	XIDs []uint64 `json:"xids,omitempty"`
 	// Throttled lists what slowed the device down.
 	Throttled []string `json:"throttled,omitempty"`
+	// Lost says why the device could not be spoken with, at some time.
+	Lost string `json:"lost,omitempty"`
 }
 
 // GPUQuarantineRequest asks to keep a GPU from jobs.
