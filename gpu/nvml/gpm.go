@@ -53,14 +53,14 @@ func (d *Driver) instanceUtilisation(uuid string, m, whole nvml.Device, unread *
 	}
 	now := &sample{of: of, at: time.Now()}
 	if ret := whole.GpmMigSampleGet(instance, of); !told(ret, "sample of GPM", unread) {
-		of.Free()
+		_ = of.Free()
 		return nil
 	}
 	d.samples[uuid] = now
 	if last == nil {
 		return nil
 	}
-	defer last.of.Free()
+	defer func() { _ = last.of.Free() }()
 	get := nvml.GpmMetricsGetType{NumMetrics: 1, Sample1: last.of, Sample2: of}
 	get.Metrics[0].MetricId = uint32(nvml.GPM_METRIC_GRAPHICS_UTIL)
 	ret = d.lib.GpmMetricsGet(&get)

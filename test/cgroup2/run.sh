@@ -54,7 +54,7 @@ accel=tcg
 ! grep -qwE 'vmx|svm' /proc/cpuinfo || accel=kvm:tcg
 
 # The second serial port takes the exit status.
-timeout --foreground "${TIMEOUT:-900}" qemu-system-x86_64 -machine q35,accel=$accel -cpu max -smp 2 -m 3G \
+timeout --foreground "${TIMEOUT:-3600}" qemu-system-x86_64 -machine q35,accel=$accel -cpu max -smp 2 -m 3G \
 	-nodefaults -display none -no-reboot -serial stdio -serial "file:$dir/status" \
 	-virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
 	-kernel "$kernel" -initrd "$dir/initramfs.cpio" \

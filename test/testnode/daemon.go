@@ -43,7 +43,7 @@ func (n *Node) StartDaemon(ctx context.Context) error {
 	}()
 	n.daemon = d
 
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("it did not serve within a minute"))
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New("it did not serve in time"))
 	defer cancel()
 	serving := make(chan error, 1)
 	go func() { serving <- n.serving(ctx) }()
@@ -94,7 +94,7 @@ func (n *Node) StopDaemon(ctx context.Context) error {
 	if d == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("it did not end within a minute"))
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New("it did not end in time"))
 	defer cancel()
 	_ = d.cmd.Process.Signal(syscall.SIGTERM) // else it has ended, and says how
 	select {

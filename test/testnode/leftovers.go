@@ -25,8 +25,9 @@ import (
 	"gitlab.com/berth-ci/berth/node/relay"
 )
 
-// patience is more than berthd takes to try again what has failed.
-const patience = 90 * time.Second
+// patience is more than berthd takes to start, or to try again what has failed,
+// in a machine that is emulated, too.
+const patience = 5 * time.Minute
 
 // AwaitClean waits until jobs have left nothing, and else says what they have
 // left.
@@ -348,7 +349,7 @@ func (n *Node) sweepRules(ctx context.Context) (left []string, err error) {
 
 // AwaitGone waits until berthd has no job of this id any more.
 func (n *Node) AwaitGone(ctx context.Context, id int64) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
 		jobs, err := n.Client.Jobs(ctx)
