@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/sirupsen/logrus"
+	logrustest "github.com/sirupsen/logrus/hooks/test"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -89,7 +90,14 @@ func millijoules(n uint64) *uint64 { return &n }
 func TestKeeperWithoutDriver(t *testing.T) {
 	inWorld(t, 0, func(t *testing.T, w *world) {
 		w.driver.Fail(fmt.Errorf("no NVIDIA driver: libnvidia-ml.so.1 is not installed: %w", errdefs.ErrNotFound))
+		said := logrustest.NewLocal(w.log)
 		w.restart()
+		time.Sleep(time.Hour)
+		var lines []string
+		for _, e := range said.AllEntries() {
+			lines = append(lines, e.Message)
+		}
+		require.Equal(t, []string{"this node offers no GPUs"}, lines, "once")
 		_, err := w.acquire(1, 1)
 		var build *executor.BuildFailure
 		require.True(t, errors.As(err, &build), "%v", err)
