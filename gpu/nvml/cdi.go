@@ -4,13 +4,16 @@ package nvml
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/NVIDIA/nvidia-container-toolkit/pkg/nvcdi"
 	"github.com/containerd/errdefs"
@@ -53,6 +56,9 @@ func (d *Driver) commonEdits(version string) (specs.ContainerEdits, error) {
 	if d.common != nil && d.common.version == version {
 		return d.common.edits, nil
 	}
+	if err := d.makeNodes(); err != nil {
+		return specs.ContainerEdits{}, err
+	}
 	g, err := d.generator()
 	if err != nil {
 		return specs.ContainerEdits{}, fmt.Errorf("find the driver's files: %w", err)
@@ -67,13 +73,37 @@ func (d *Driver) commonEdits(version string) (specs.ContainerEdits, error) {
 		d.common = nil
 		return specs.ContainerEdits{}, fmt.Errorf("find the driver's files in %s: there is no libcuda.so.%s: %w", d.options.Root, version, errdefs.ErrUnavailable)
 	}
-	for _, path := range []string{"/dev/nvidiactl", "/dev/nvidia-uvm"} {
-		if !slices.ContainsFunc(d.common.edits.DeviceNodes, func(n *specs.DeviceNode) bool { return n.Path == path }) {
-			d.common = nil
-			return specs.ContainerEdits{}, fmt.Errorf("find the driver's device nodes: there is no %s, without which nothing computes: nvidia-modprobe -u -c 0 makes it: %w", filepath.Join(d.options.Root, path), errdefs.ErrUnavailable)
-		}
-	}
 	return d.common.edits, nil
+}
+
+// makeNodes has NVIDIA's own program make the device nodes that nothing
+// computes without. After a boot that of unified memory is only there once
+// somebody has computed outside of containers.
+func (d *Driver) makeNodes() error {
+	missing := func() string {
+		for _, name := range []string{"nvidiactl", "nvidia-uvm"} {
+			path := filepath.Join(d.options.Root, "dev", name)
+			if info, err := os.Stat(path); err != nil || info.Mode()&fs.ModeCharDevice == 0 {
+				return path
+			}
+		}
+		return ""
+	}
+	if missing() == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, filepath.Join(d.options.Root, "usr/bin/nvidia-modprobe"), "-u", "-c", "0").CombinedOutput()
+	path := missing()
+	if path == "" {
+		return nil
+	}
+	why := strings.TrimSpace(string(out))
+	if err != nil {
+		why = strings.TrimSpace(err.Error() + " " + why)
+	}
+	return fmt.Errorf("find the driver's device nodes: there is no %s, without which nothing computes, and nvidia-modprobe -u -c 0 makes none: %s: %w", path, why, errdefs.ErrUnavailable)
 }
 
 // wholeEdits are those for a GPU.

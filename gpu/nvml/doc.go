@@ -3,7 +3,8 @@
 // berth-gpu alone.
 //
 // It reads. It never changes a setting of a GPU, nor makes or removes MIG
-// instances: that is the operator's business.
+// instances: that is the operator's business. It may have the driver's own
+// program make device nodes that a boot has left out.
 package nvml
 
 // Options say where the driver is.

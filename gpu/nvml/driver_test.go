@@ -5,6 +5,7 @@ package nvml
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -107,11 +108,12 @@ func TestInventoryWithoutNodes(t *testing.T) {
 	require.NoError(t, os.Rename(uvm, uvm+"-gone"))
 	d.common = nil
 	_, err = d.Inventory(t.Context())
-	require.ErrorContains(t, err, uvm+", without which nothing computes")
+	require.ErrorContains(t, err, uvm+", without which nothing computes, and nvidia-modprobe -u -c 0 makes none: ")
 	require.True(t, errdefs.IsUnavailable(err))
-	require.NoError(t, os.Rename(uvm+"-gone", uvm))
+	script := fmt.Sprintf("#!/bin/sh\n[ \"$*\" = '-u -c 0' ] && mv %s-gone %s", uvm, uvm)
+	require.NoError(t, os.WriteFile(d.options.Root+"/usr/bin/nvidia-modprobe", []byte(script), 0o755))
 	_, err = d.Inventory(t.Context())
-	require.NoError(t, err, "once it was made")
+	require.NoError(t, err, "the driver's program makes it")
 
 	require.NoError(t, os.Remove(d.options.Root+"/usr/lib/x86_64-linux-gnu/libcuda.so.550.54.15"))
 	d.common = nil
