@@ -196,7 +196,7 @@ func TestWaits(t *testing.T) {
 			}
 		}
 		return false
-	}, 2*time.Minute, 100*time.Millisecond, "it is written down")
+	}, 5*time.Minute, 100*time.Millisecond, "it is written down")
 	require.NoError(t, node.KillDaemon())
 	tell(t, nil)
 	require.NoError(t, node.StartDaemon(t.Context()))
@@ -246,7 +246,7 @@ func TestFault(t *testing.T) {
 		require.FailNow(t, "not listed", uuid)
 		return nil
 	}
-	require.Eventually(t, func() bool { return quarantine(broken) != nil }, time.Minute, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return quarantine(broken) != nil }, 5*time.Minute, 50*time.Millisecond)
 	t.Cleanup(func() { _ = node.Client.ReleaseGPU(context.Background(), broken) })
 	require.Equal(t, api.QuarantineXID, quarantine(broken).Cause)
 	require.Equal(t, holders, held(t), "who has it keeps it")
@@ -307,9 +307,9 @@ func TestLeftover(t *testing.T) {
 		}
 		return n
 	}
-	require.Eventually(t, func() bool { return quarantined() > 0 }, time.Minute, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return quarantined() > 0 }, 5*time.Minute, 50*time.Millisecond)
 	tell(t, nil)
-	require.Eventually(t, func() bool { return quarantined() == 0 }, 2*time.Minute, 100*time.Millisecond, "it returns by itself")
+	require.Eventually(t, func() bool { return quarantined() == 0 }, 5*time.Minute, 100*time.Millisecond, "it returns by itself")
 	require.NoError(t, node.AwaitClean(t.Context()))
 }
 
@@ -367,7 +367,7 @@ func TestDocker(t *testing.T) {
 }
 
 const (
-	awaitDocker = "n=0; until docker version >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 300 ] || { docker version; exit 1; }; sleep 0.1; done"
+	awaitDocker = "n=0; until docker version >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 3000 ] || { docker version; exit 1; }; sleep 0.1; done"
 	// lookAll is a command that tells which GPUs a container has, and which the
 	// kernel lets it open, which says that nothing is behind them.
 	lookAll = "sh -c 'for d in /dev/nvidia[0-9]*; do cat $d 2>&1 | grep -q \"No such device\" && echo has $d; done; for n in 0 1 2 3; do mknod /tmp/$n c 195 $n; cat /tmp/$n 2>&1 | grep -q \"No such device\" && echo opened $n || echo refused $n; done'"

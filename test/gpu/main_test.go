@@ -233,7 +233,7 @@ func start(t *testing.T, spec gitlab.JobSpec) *gitlab.Job {
 // end waits for a job's end, and for all that it had to be gone.
 func end(t *testing.T, j *gitlab.Job) gitlab.State {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // in an emulated machine
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute) // an emulated machine unpacks images for minutes
 	defer cancel()
 	state, err := j.Wait(ctx)
 	require.NoError(t, err)
