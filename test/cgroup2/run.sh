@@ -1,7 +1,8 @@
 #!/bin/sh
 # Boots a virtual machine with cgroup v2 and runs this directory's tests, and
-# those of node/cgroup and test/gpu, in it. TESTS names fewer. The machine sees this host's file system and can write
-# to none of it.
+# those of node/cgroup and test/gpu, in it. TESTS names fewer of these, RUN is a
+# pattern as for go test -run. The machine sees this host's file system and can
+# write to none of it.
 #
 # KERNEL is a directory with boot/vmlinuz-* and lib/modules; by default the
 # host's kernel is used. On a host without one, a package of the distribution's
@@ -58,6 +59,6 @@ timeout --foreground "${TIMEOUT:-3600}" qemu-system-x86_64 -machine q35,accel=$a
 	-nodefaults -display none -no-reboot -serial stdio -serial "file:$dir/status" \
 	-virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
 	-kernel "$kernel" -initrd "$dir/initramfs.cpio" \
-	-append "console=ttyS0 quiet panic=-1 HERE=$here PROGRAMS=$dir MODULES=$modules BERTH_RUNTIME=$BERTH_RUNTIME TESTS=${TESTS:-cgroup,cgroup2,gpu}" </dev/null
+	-append "console=ttyS0 quiet panic=-1 HERE=$here PROGRAMS=$dir MODULES=$modules BERTH_RUNTIME=$BERTH_RUNTIME RUN=${RUN:-.} TESTS=${TESTS:-cgroup,cgroup2,gpu}" </dev/null
 status=$(tr -cd 0-9 <"$dir/status")
 exit "${status:-1}"

@@ -20,7 +20,7 @@ ip link set lo up
 
 run() {
 	echo "== $1"
-	"$PROGRAMS/$1" -test.v -test.timeout=50m || status=1
+	"$PROGRAMS/$1" -test.v -test.run "${RUN:-.}" -test.timeout=50m || status=1
 }
 status=0
 for test in $(echo "$TESTS" | tr , ' '); do
