@@ -69,7 +69,7 @@ func (t topology) choose(free []Device, n int, cpus cpuSet) []Device {
 		}
 	}
 	if binomial(len(free), n) <= maxSets {
-		c.all(0, make([]int, 0, n))
+		c.all(0, make([]int, 0, n), [3]int{})
 	} else {
 		c.grow()
 	}
@@ -91,30 +91,31 @@ type chooser struct {
 	value [3]int
 }
 
-// offer keeps the set if it is better than all before.
-func (c *chooser) offer(set []int) {
-	inner, outer, near := 0, 0, 0
-	for i, a := range set {
-		outer += c.sums[a]
-		near += c.near[a]
-		for _, b := range set[:i] {
-			inner += c.scores[a][b]
-		}
+// with is the value of a set, v, once one more is in it: how well they are
+// connected, how many are near, and what the rest loses, negative.
+func (c *chooser) with(set []int, v [3]int, one int) [3]int {
+	inner, row := 0, c.scores[one]
+	for _, b := range set {
+		inner += row[b]
 	}
-	value := [3]int{inner, near, 2*inner - outer} // the last is what the rest loses
+	return [3]int{v[0] + inner, v[1] + c.near[one], v[2] + 2*inner - c.sums[one]}
+}
+
+// offer keeps the set if it is better than all before.
+func (c *chooser) offer(set []int, value [3]int) {
 	if c.best == nil || slices.Compare(value[:], c.value[:]) > 0 {
-		c.best, c.value = slices.Clone(set), value
+		c.best, c.value = append(c.best[:0], set...), value
 	}
 }
 
-// all offers all sets that begin with set.
-func (c *chooser) all(from int, set []int) {
+// all offers all sets that begin with set, whose value is v.
+func (c *chooser) all(from int, set []int, v [3]int) {
 	if len(set) == c.n {
-		c.offer(set)
+		c.offer(set, v)
 		return
 	}
 	for i := from; i <= c.size-(c.n-len(set)); i++ {
-		c.all(i+1, append(set, i))
+		c.all(i+1, append(set, i), c.with(set, v, i))
 	}
 }
 
@@ -127,17 +128,24 @@ func (c *chooser) grow() {
 		for len(set) < c.n {
 			next := -1
 			for i := range c.size {
-				if !in[i] && (next < 0 || cmp.Or(cmp.Compare(gain[i], gain[next]), cmp.Compare(c.near[i], c.near[next]), cmp.Compare(c.sums[next], c.sums[i])) > 0) {
+				if in[i] || next >= 0 && gain[i] < gain[next] {
+					continue
+				}
+				if next < 0 || gain[i] > gain[next] || cmp.Or(cmp.Compare(c.near[i], c.near[next]), cmp.Compare(c.sums[next], c.sums[i])) > 0 {
 					next = i
 				}
 			}
 			set, in[next] = append(set, next), true
-			for i := range c.size {
-				gain[i] += c.scores[next][i]
+			for i, score := range c.scores[next] {
+				gain[i] += score
 			}
 		}
 		slices.Sort(set)
-		c.offer(set)
+		var value [3]int
+		for i, one := range set {
+			value = c.with(set[:i], value, one)
+		}
+		c.offer(set, value)
 	}
 }
 

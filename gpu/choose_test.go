@@ -103,7 +103,7 @@ func TestGrowComesClose(t *testing.T) {
 			require.Len(rt, slices.Compact(slices.Clone(c.best)), k, "one twice")
 			return c.value[0]
 		}
-		best, grown := inner(func(c *chooser) { c.all(0, nil) }), inner((*chooser).grow)
+		best, grown := inner(func(c *chooser) { c.all(0, nil, [3]int{}) }), inner((*chooser).grow)
 		require.LessOrEqual(rt, grown, best)
 		if same || k <= 2 {
 			require.Equal(rt, best, grown)
