@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -32,9 +31,6 @@ func profiles(c *config.Config) {
 	strict.AllowedServices = []string{registry.Address + "/test/web:*"}
 	hasty := defaults
 	hasty.WaitForServices = executor.Duration(2 * time.Second)
-	if err := nameRegistry(c.Registries.HostsDir); err != nil {
-		panic(err) // builds would not find the images
-	}
 	noBuilds, impatient, open, operated := defaults, defaults, defaults, defaults
 	noBuilds.Builds.Enabled = false
 	impatient.Cache.Wait = executor.Duration(time.Second)
@@ -46,15 +42,6 @@ func profiles(c *config.Config) {
 		"default": defaults, "small": small, "strict": strict, "hasty": hasty, "builder": builder(), "no-builds": noBuilds,
 		"impatient": impatient, "open": open, "operated": operated,
 	}
-}
-
-// nameRegistry allows builds to ask the test images' registry, which is on the node.
-func nameRegistry(hostsDir string) error {
-	dir := filepath.Join(hostsDir, registry.Address)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(fmt.Sprintf("server = %q\n", "http://"+registry.Address)), 0o644)
 }
 
 // server is a GitLab with runners, one for each profile that is asked for.

@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
@@ -25,7 +27,9 @@ const (
 // Address and, for Username and Password alone, at PrivateAddress.
 type Registry struct {
 	Address, PrivateAddress string
-	servers                 []*http.Server
+	// TokenAddress is that of another, which has no images, and Tokens.
+	TokenAddress string
+	servers      []*http.Server
 }
 
 // Serve makes the images and a registry that has them.
@@ -36,11 +40,14 @@ func Serve(ctx context.Context) (_ *Registry, err error) {
 			err = errors.Join(err, r.Close())
 		}
 	}()
-	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	handler := registry.New(registry.Logger(discard()))
 	if r.Address, err = r.listen(handler); err != nil {
 		return nil, err
 	}
 	if r.PrivateAddress, err = r.listen(guarded(handler)); err != nil {
+		return nil, err
+	}
+	if r.TokenAddress, err = r.listen(Tokens()); err != nil {
 		return nil, err
 	}
 	made, err := all()
@@ -58,6 +65,8 @@ func Serve(ctx context.Context) (_ *Registry, err error) {
 	}
 	return r, nil
 }
+
+func discard() *log.Logger { return log.New(io.Discard, "", 0) }
 
 func (r *Registry) listen(h http.Handler) (address string, err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -80,6 +89,23 @@ func guarded(h http.Handler) http.Handler {
 		}
 		h.ServeHTTP(w, r)
 	})
+}
+
+// Add adds an image that is one static program of this machine and nothing
+// else, by REPOSITORY:TAG.
+func (r *Registry) Add(ctx context.Context, as, path, program string) error {
+	tag, err := name.NewTag(r.Address+"/"+as, name.Insecure)
+	if err != nil {
+		return fmt.Errorf("name image %s: %w", as, err)
+	}
+	made, err := image(empty.Image, tree{path: copyOf(program)}, v1.Config{Cmd: []string{path}})
+	if err != nil {
+		return fmt.Errorf("make image %s: %w", as, err)
+	}
+	if err := remote.Write(tag, made, remote.WithContext(ctx)); err != nil {
+		return fmt.Errorf("push image %s: %w", as, err)
+	}
+	return nil
 }
 
 // Image is an image's name at the open door.

@@ -47,7 +47,25 @@ func (n *Node) configure(c Config, number int) error {
 	if err := os.MkdirAll(n.dir, 0o755); err != nil {
 		return fmt.Errorf("make directory: %w", err)
 	}
+	if err := nameRegistries(b.Registries.HostsDir, c.Images); err != nil {
+		return err
+	}
 	return os.WriteFile(n.configFile(), text, 0o600)
+}
+
+// nameRegistries names the registry of the test for berthd as operators do:
+// it is on the node's loopback, where jobs have none of their own business.
+func nameRegistries(dir string, r *images.Registry) error {
+	for _, address := range []string{r.Address, r.PrivateAddress, r.TokenAddress} {
+		own := filepath.Join(dir, address)
+		if err := os.MkdirAll(own, 0o755); err != nil {
+			return fmt.Errorf("name registry: %w", err)
+		}
+		if err := os.WriteFile(filepath.Join(own, "hosts.toml"), []byte("server = \"http://"+address+"\"\n"), 0o644); err != nil {
+			return fmt.Errorf("name registry: %w", err)
+		}
+	}
+	return nil
 }
 
 func (n *Node) configFile() string { return filepath.Join(n.dir, "berthd.toml") }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync"
 
 	"github.com/containerd/errdefs"
 
@@ -209,11 +210,15 @@ func (c *call) rewrittenBy(path string, change func(any) (any, error)) error {
 	return c.answer(res.StatusCode, v)
 }
 
-// messages sends lines of JSON as they come, and begins with the first.
+// messages sends lines of JSON as they come, and begins with the first. They
+// may come from several goroutines: layers are pushed side by side.
 func (c *call) messages() func(any) {
 	control := http.NewResponseController(c.w)
 	encoder := json.NewEncoder(c.w)
+	var mu sync.Mutex
 	return func(v any) {
+		mu.Lock()
+		defer mu.Unlock()
 		if !c.begun {
 			c.w.Header().Set("Content-Type", "application/json")
 			c.begin(http.StatusOK)

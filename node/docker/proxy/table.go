@@ -23,7 +23,7 @@ func all() []*operation {
 		op(get, "/info", scopedToJob, info),
 		op(get, "/events", scopedToJob, events, q("since", "until", "filters")...),
 		op(get, "/system/df", scopedToJob, diskUsage, q("type", "verbose")...),
-		op(post, "/auth", passed, auth),
+		op(post, "/auth", answered, auth),
 
 		// Containers.
 		op(get, "/containers/json", scopedToJob, listContainers, q("all", "limit", "size", "filters")...),
@@ -63,7 +63,7 @@ func all() []*operation {
 		// Images.
 		op(get, "/images/json", scopedToJob, listImages, q("all", "filters", "filter", "shared-size", "digests", "manifests")...),
 		op(post, "/images/create", answered, createImage, q("fromImage", "fromSrc", "repo", "tag", "message", "changes", "platform")...),
-		op(get, "/images/search", passed, through, q("term", "limit", "filters")...),
+		op(get, "/images/search", passed, search, q("term", "limit", "filters")...),
 		op(post, "/images/load", answered, loadImages, q("quiet", "platform")...),
 		op(post, "/images/prune", answered, pruneImages, q("filters")...),
 		op(get, "/images/get", answered, saveImages, q("names", "platform")...),
@@ -74,7 +74,7 @@ func all() []*operation {
 		op(post, "/images/{image}/push", answered, pushImage, q("tag", "platform")...),
 		op(post, "/images/{image}/tag", answered, tagImage, q("repo", "tag")...),
 		op(del, "/images/{image}", answered, removeImage, q("force", "noprune", "platforms")...),
-		op(get, "/distribution/{image}/json", passed, distribution),
+		op(get, "/distribution/{image}/json", answered, distribution),
 
 		// Builds.
 		op(post, "/build", answered, build),

@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -29,6 +30,7 @@ import (
 	"gitlab.com/berth-ci/berth/node/docker/names"
 	"gitlab.com/berth-ci/berth/node/docker/registry"
 	"gitlab.com/berth-ci/berth/node/imagegc/lastuse"
+	"gitlab.com/berth-ci/berth/node/network/namespace"
 )
 
 // Images come and go by berthd rather than dockerd: dockerd would give them the
@@ -87,24 +89,44 @@ func createImage(c *call) error {
 	return nil
 }
 
-// pull gets an image. What a registry gives to all has its plain name; what it
-// gives to a login is the project's.
+// registries are reached from the job's network.
+func (p *Proxy) registries() registry.Job {
+	n := p.job.Network
+	return registry.Job{
+		Dialer: namespace.Dialer{Path: n.Netns, Server: netip.AddrPortFrom(n.Gateway, nameServer)},
+		Own:    []netip.Prefix{n.Subnet, p.Subnets},
+	}
+}
+
+// nameServer is the port of the job's.
+const nameServer = 53
+
+// pull gets an image. What a registry gives to all has its plain name. What it
+// gives to a login is the project's, and so is what comes from where the job
+// may have put it itself.
 func (c *call) pull(named reference.Named, platform string, login registrytypes.AuthConfig, say func(registry.Message)) error {
-	p := registry.Pull{Named: named, Stored: named.String(), Platform: platform, Login: login}
-	anonymous := registry.Anonymous(login)
+	from, err := c.Registry.Repository(c.ctx, named, c.registries(), login)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	p := registry.Pull{Stored: named.String(), Platform: platform}
+	anonymous := registry.Anonymous(login) && from.Authentic
 	if !anonymous {
-		var err error
 		if p.Stored, err = c.job.Scope.Own(named); err != nil {
 			return err
 		}
-		p.Labels = c.labels(map[string]string{names.OriginLabel: names.OriginRegistry}, p.Stored)
+		p.Labels = map[string]string{}
+		if from.Authentic {
+			p.Labels[names.OriginLabel] = names.OriginRegistry
+		}
+		p.Labels = c.labels(p.Labels, p.Stored)
 	}
 	c.Images.Expect(c.job.Key, p.Stored)
-	var err error
 	if p.Labels, err = lastuse.Pulled(c.ctx, c.Client.ImageService(), p.Stored, p.Labels); err != nil {
 		return err
 	}
-	if err := c.Registry.Pull(c.ctx, p, say); err != nil {
+	if err := from.Pull(c.ctx, p, say); err != nil {
 		return err
 	}
 	if anonymous {
@@ -423,26 +445,9 @@ func pushImage(c *call) error {
 	if err != nil {
 		return err
 	}
-	var all []found
-	switch tag := c.query.Get("tag"); {
-	case tag != "":
-		one, err := c.used(reference.TrimNamed(repository).Name() + ":" + tag)
-		if err != nil {
-			return missing("tag does not exist: An image does not exist locally with the tag: %s", reference.FamiliarName(repository))
-		}
-		all = []found{one}
-	case !reference.IsNameOnly(repository):
-		one, err := c.used(repository.String())
-		if err != nil {
-			return missing("tag does not exist: An image does not exist locally with the tag: %s", reference.FamiliarName(repository))
-		}
-		all = []found{one}
-	default:
-		if all, err = c.tagsOf(repository); err != nil {
-			return err
-		}
-		if len(all) == 0 {
-			return missing("An image does not exist locally with the tag: %s", reference.FamiliarName(repository))
+	if tag := c.query.Get("tag"); tag != "" {
+		if repository, err = reference.WithTag(reference.TrimNamed(repository), tag); err != nil {
+			return invalid("invalid reference format: %v", err)
 		}
 	}
 	var platform *ocispec.Platform
@@ -453,14 +458,38 @@ func pushImage(c *call) error {
 		}
 		platform = &one[0]
 	}
+	to, err := c.Registry.Repository(c.ctx, repository, c.registries(), login)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	var all []found
+	if reference.IsNameOnly(repository) {
+		if all, err = c.tagsOf(repository); err != nil {
+			return err
+		}
+		if len(all) == 0 {
+			return missing("An image does not exist locally with the tag: %s", reference.FamiliarName(repository))
+		}
+	}
 	say := c.messages()
+	say(registry.Message{Status: fmt.Sprintf("The push refers to repository [%s]", repository.Name())})
+	if len(all) == 0 {
+		one, err := c.used(repository.String())
+		if err != nil {
+			say(registry.Failure("tag does not exist: " + reference.FamiliarString(repository)))
+			return nil
+		}
+		all = []found{one}
+	}
 	for _, one := range all {
 		tagged, ok := one.named.(reference.NamedTagged)
 		if !ok || one.record == nil {
-			return invalid("cannot push a digest reference")
+			say(registry.Failure("cannot push a digest reference"))
+			return nil
 		}
-		if err := c.Registry.Push(c.ctx, registry.Push{
-			Named: tagged, Target: one.record.Target, Platform: platform, Login: login,
+		if err := to.Push(c.ctx, registry.Push{
+			Tag: tagged.Tag(), Target: one.record.Target, Platform: platform,
 		}, func(m registry.Message) { say(m) }); err != nil {
 			say(registry.Failure(c.outerText(err.Error())))
 			return nil
@@ -469,20 +498,47 @@ func pushImage(c *call) error {
 	return nil
 }
 
+// search is GET /images/search. It is the one thing that dockerd asks a
+// registry for, from the node: so it is Docker Hub alone that is asked.
+func search(c *call) error {
+	first, _, more := strings.Cut(c.query.Get("term"), "/")
+	if more && (strings.ContainsAny(first, ".:") || first == "localhost") {
+		return refuse("search in other registries than Docker Hub")
+	}
+	return through(c)
+}
+
 // distribution is GET /distribution/{image}/json.
 func distribution(c *call) error {
 	named, err := names.Parse(c.params[0])
 	if err != nil {
 		return err
 	}
-	return c.pass(http.MethodGet, "/distribution/"+named.String()+"/json", nil, nil)
+	login, err := c.login()
+	if err != nil {
+		return err
+	}
+	at, err := c.Registry.Repository(c.ctx, named, c.registries(), login)
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	about, err := at.Inspect(c.ctx)
+	if err != nil {
+		return err
+	}
+	return c.answer(http.StatusOK, about)
 }
 
-// login is POST /auth.
+// auth is POST /auth.
 func auth(c *call) error {
 	var body registrytypes.AuthConfig
 	if err := c.decode(&body); err != nil {
 		return err
 	}
-	return c.pass(http.MethodPost, "/auth", nil, body)
+	token, err := c.Registry.Login(c.ctx, c.registries(), body)
+	if err != nil {
+		return err
+	}
+	return c.answer(http.StatusOK, registrytypes.AuthResponse{Status: "Login Succeeded", IdentityToken: token})
 }

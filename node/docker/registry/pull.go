@@ -7,12 +7,12 @@ import (
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
-	"github.com/moby/moby/api/types/registry"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -22,17 +22,15 @@ const progressInterval = 100 * time.Millisecond
 
 // Pull asks for an image.
 type Pull struct {
-	Named reference.Named
 	// Stored is the name that the image gets, with labels.
 	Stored string
 	Labels map[string]string
 	// Platform is the node's where empty.
 	Platform string
-	Login    registry.AuthConfig
 }
 
 // Pull gets an image from its registry, unpacked, and tells of it.
-func (r *Registry) Pull(ctx context.Context, p Pull, say func(Message)) error {
+func (r *Repository) Pull(ctx context.Context, p Pull, say func(Message)) error {
 	matcher := platforms.Default()
 	if p.Platform != "" {
 		platform, err := platforms.Parse(p.Platform)
@@ -41,32 +39,29 @@ func (r *Registry) Pull(ctx context.Context, p Pull, say func(Message)) error {
 		}
 		matcher = platforms.Only(platform)
 	}
-	resolver, err := r.resolver(ctx, p.Named, p.Login, docker.NewInMemoryTracker())
+	resolver := r.resolver(docker.NewInMemoryTracker())
+	name, desc, err := resolver.Resolve(ctx, r.named.String())
 	if err != nil {
-		return err
-	}
-	name, desc, err := resolver.Resolve(ctx, p.Named.String())
-	if err != nil {
-		return refused(p.Named, fmt.Errorf("failed to resolve reference %q: %w", p.Named, err))
+		return refused(r.named, fmt.Errorf("failed to resolve reference %q: %w", r.named, err))
 	}
 	id := "latest"
-	if tagged, ok := p.Named.(reference.Tagged); ok {
+	if tagged, ok := r.named.(reference.Tagged); ok {
 		id = tagged.Tag()
-	} else if digested, ok := p.Named.(reference.Digested); ok {
+	} else if digested, ok := r.named.(reference.Digested); ok {
 		id = digested.Digest().String()
 	}
-	say(Message{ID: id, Status: "Pulling from " + reference.Path(p.Named)})
+	say(Message{ID: id, Status: "Pulling from " + reference.Path(r.named)})
 
 	before, err := r.Client.ImageService().Get(ctx, p.Stored)
 	if err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("look up image %s: %w", p.Named, err)
+		return fmt.Errorf("look up image %s: %w", r.named, err)
 	}
 	fresh := err != nil || before.Target.Digest != desc.Digest
 	tell := say
 	if !fresh {
 		tell = func(Message) {} // there is nothing to fetch
 	}
-	layers := &layers{say: tell, seen: map[digest.Digest]*layer{}}
+	layers := &layers{store: r.Client.ContentStore(), say: tell, seen: map[digest.Digest]*layer{}}
 	watching, stop := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() { layers.watch(watching, r.Client) })
@@ -81,14 +76,14 @@ func (r *Registry) Pull(ctx context.Context, p Pull, say func(Message)) error {
 	stop()
 	watch.Wait()
 	if err != nil {
-		return refused(p.Named, err)
+		return refused(r.named, err)
 	}
 	layers.done()
 	say(Message{Status: "Digest: " + desc.Digest.String()})
 	if fresh {
-		say(Message{Status: "Status: Downloaded newer image for " + reference.FamiliarString(p.Named)})
+		say(Message{Status: "Status: Downloaded newer image for " + reference.FamiliarString(r.named)})
 	} else {
-		say(Message{Status: "Status: Image is up to date for " + reference.FamiliarString(p.Named)})
+		say(Message{Status: "Status: Image is up to date for " + reference.FamiliarString(r.named)})
 	}
 	return nil
 }
@@ -101,7 +96,8 @@ type layer struct {
 
 // layers are those that the registry is asked for.
 type layers struct {
-	say func(Message)
+	store content.InfoProvider
+	say   func(Message)
 
 	mu    sync.Mutex
 	seen  map[digest.Digest]*layer
@@ -121,6 +117,9 @@ func (l *layers) wrap(h images.Handler) images.Handler {
 		defer l.mu.Unlock()
 		for _, child := range children {
 			if images.IsLayerType(child.MediaType) && l.seen[child.Digest] == nil {
+				if _, err := l.store.Info(ctx, child.Digest); err == nil {
+					continue // it is on the node
+				}
 				l.seen[child.Digest] = &layer{desc: child}
 				l.order = append(l.order, child.Digest)
 				l.say(Message{ID: short(child.Digest), Status: "Pulling fs layer", Progress: &Detail{}})

@@ -14,18 +14,17 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
-	"github.com/moby/moby/api/types/registry"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Push sends what an image stands for to a registry.
 type Push struct {
-	Named  reference.NamedTagged
+	// Tag of the repository that it gets.
+	Tag    string
 	Target ocispec.Descriptor
 	// Platform alone is sent, if given.
 	Platform *ocispec.Platform
-	Login    registry.AuthConfig
 }
 
 // pushed ends the stream of a push.
@@ -36,18 +35,17 @@ type pushed struct {
 }
 
 // Push sends an image and tells of it.
-func (r *Registry) Push(ctx context.Context, p Push, say func(Message)) error {
-	say(Message{Status: fmt.Sprintf("The push refers to repository [%s]", reference.TrimNamed(p.Named))})
+func (r *Repository) Push(ctx context.Context, p Push, say func(Message)) error {
+	named, err := reference.WithTag(reference.TrimNamed(r.named), p.Tag)
+	if err != nil {
+		return fmt.Errorf("push to %s: %w: %w", r.named, err, errdefs.ErrInvalidArgument)
+	}
 	target, err := r.complete(ctx, p)
 	if err != nil {
 		return err
 	}
 	tracker := docker.NewInMemoryTracker()
-	resolver, err := r.resolver(ctx, p.Named, p.Login, tracker)
-	if err != nil {
-		return err
-	}
-	pusher, err := resolver.Pusher(ctx, p.Named.String())
+	pusher, err := r.resolver(tracker).Pusher(ctx, named.String())
 	if err != nil {
 		return err
 	}
@@ -62,16 +60,16 @@ func (r *Registry) Push(ctx context.Context, p Push, say func(Message)) error {
 		if errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err) {
 			return fmt.Errorf("push access denied, repository does not exist or may require authorization: %w", err)
 		}
-		return err
+		return answered(err)
 	}
-	say(Message{Status: fmt.Sprintf("%s: digest: %s size: %d", p.Named.Tag(), target.Digest, target.Size)})
-	say(Message{Progress: &Detail{}, Aux: pushed{Tag: p.Named.Tag(), Digest: target.Digest.String(), Size: target.Size}})
+	say(Message{Status: fmt.Sprintf("%s: digest: %s size: %d", p.Tag, target.Digest, target.Size)})
+	say(Message{Progress: &Detail{}, Aux: pushed{Tag: p.Tag, Digest: target.Digest.String(), Size: target.Size}})
 	return nil
 }
 
 // complete finds what can be sent: the whole image if all of it is on the
 // node, else the manifest of one platform.
-func (r *Registry) complete(ctx context.Context, p Push) (ocispec.Descriptor, error) {
+func (r *Repository) complete(ctx context.Context, p Push) (ocispec.Descriptor, error) {
 	store := r.Client.ContentStore()
 	if !images.IsIndexType(p.Target.MediaType) {
 		return p.Target, nil
@@ -91,7 +89,7 @@ func (r *Registry) complete(ctx context.Context, p Push) (ocispec.Descriptor, er
 			return images.Children(ctx, store, desc)
 		}), p.Target)
 		if err != nil && !errors.Is(err, images.ErrStopHandler) {
-			return ocispec.Descriptor{}, fmt.Errorf("look through image %s: %w", p.Named, err)
+			return ocispec.Descriptor{}, fmt.Errorf("look through image %s: %w", r.named, err)
 		}
 		if whole {
 			return p.Target, nil
@@ -100,7 +98,7 @@ func (r *Registry) complete(ctx context.Context, p Push) (ocispec.Descriptor, er
 	var best *ocispec.Descriptor
 	children, err := images.Children(ctx, store, p.Target)
 	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("look through image %s: %w", p.Named, err)
+		return ocispec.Descriptor{}, fmt.Errorf("look through image %s: %w", r.named, err)
 	}
 	for _, child := range children {
 		if child.Platform == nil || !matcher.Match(*child.Platform) {
@@ -114,7 +112,7 @@ func (r *Registry) complete(ctx context.Context, p Push) (ocispec.Descriptor, er
 		}
 	}
 	if best == nil {
-		return ocispec.Descriptor{}, fmt.Errorf("image %s is on the node for no platform in whole: pull it first: %w", p.Named, errdefs.ErrNotFound)
+		return ocispec.Descriptor{}, fmt.Errorf("image %s is on the node for no platform in whole: pull it first: %w", r.named, errdefs.ErrNotFound)
 	}
 	return *best, nil
 }

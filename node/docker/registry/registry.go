@@ -1,18 +1,15 @@
-// Package registry pulls and pushes the images of jobs' docker commands, with
-// the logins that came with the command, and tells of its progress as dockerd
-// does. The names by which images are stored need not be those that registries
-// know them by.
+// Package registry pulls and pushes the images of jobs' docker commands, from
+// the jobs' networks, with the logins that came with the command, and tells of
+// its progress as dockerd does. The names by which images are stored need not
+// be those that registries know them by.
 package registry
 
 import (
 	"context"
-	"fmt"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/containerd/containerd/v2/core/remotes/docker/config"
-	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/registry"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -56,36 +53,39 @@ func Anonymous(a registry.AuthConfig) bool {
 	return a.Username == "" && a.Password == "" && a.Auth == "" && a.IdentityToken == "" && a.RegistryToken == ""
 }
 
-// hub is Docker Hub, and the host that answers for it.
-const (
-	hub     = "docker.io"
-	hubHost = "registry-1.docker.io"
-)
+// Repository is where images of one name are.
+type Repository struct {
+	*Registry
+	named reference.Named
+	// Authentic tells that what it says is what everybody would hear from the
+	// registry of this name.
+	Authentic bool
+	hosts     []docker.RegistryHost
+}
 
-// resolver speaks with the registry of an image. The login is for that
-// registry alone, and not for its mirrors.
-func (r *Registry) resolver(ctx context.Context, named reference.Named, login registry.AuthConfig, tracker docker.StatusTracker) (remotes.Resolver, error) {
-	domain := reference.Domain(named)
-	options := config.HostOptions{Credentials: func(host string) (string, string, error) {
-		if host != domain && (domain != hub || host != hubHost) {
-			return "", "", nil
-		}
-		if login.IdentityToken != "" {
-			return "", login.IdentityToken, nil
-		}
-		return login.Username, login.Password, nil
-	}}
-	if r.HostsDir != "" {
-		options.HostDir = config.HostDirFromRoot(r.HostsDir)
-	}
-	hosts, err := config.ConfigureHosts(ctx, options)(domain)
+// Repository finds the way to a repository, for one call of a job's.
+func (r *Registry) Repository(ctx context.Context, named reference.Named, job Job, login registry.AuthConfig) (*Repository, error) {
+	hosts, authentic, err := r.hosts(ctx, reference.Domain(named), job, login)
 	if err != nil {
-		return nil, fmt.Errorf("configure registry %s: %w", domain, err)
+		return nil, err
 	}
+	return &Repository{Registry: r, named: named, Authentic: authentic, hosts: hosts}, nil
+}
+
+// Close drops its connections.
+func (r *Repository) Close() { closeIdle(r.hosts) }
+
+func closeIdle(hosts []docker.RegistryHost) {
+	for _, h := range hosts {
+		h.Client.CloseIdleConnections()
+	}
+}
+
+func (r *Repository) resolver(tracker docker.StatusTracker) remotes.Resolver {
 	return docker.NewResolver(docker.ResolverOptions{
-		Hosts:   func(string) ([]docker.RegistryHost, error) { return hosts, nil },
+		Hosts:   func(string) ([]docker.RegistryHost, error) { return r.hosts, nil },
 		Tracker: tracker,
-	}), nil
+	})
 }
 
 // renamed is a resolver for one image whose stored name is not the registry's.
@@ -101,15 +101,4 @@ func (r renamed) Resolve(context.Context, string) (string, ocispec.Descriptor, e
 
 func (r renamed) Fetcher(ctx context.Context, _ string) (remotes.Fetcher, error) {
 	return r.Resolver.Fetcher(ctx, r.registry)
-}
-
-// refused says in dockerd's words why a registry did not give or take an image.
-func refused(named reference.Named, err error) error {
-	switch {
-	case errdefs.IsNotFound(err):
-		return fmt.Errorf("manifest for %s not found: manifest unknown: %w", reference.FamiliarString(named), err)
-	case errdefs.IsUnauthorized(err), errdefs.IsPermissionDenied(err):
-		return fmt.Errorf("pull access denied for %s, repository does not exist or may require 'docker login': %w", reference.FamiliarName(named), err)
-	}
-	return err
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/registry"
@@ -37,14 +38,21 @@ func TestFailure(t *testing.T) {
 	text, err := json.Marshal(Failure("denied"))
 	require.NoError(t, err)
 	require.JSONEq(t, `{"error":"denied","errorDetail":{"message":"denied"}}`, string(text))
-	for class, want := range map[error]string{
-		errdefs.ErrNotFound:         "manifest for app:1 not found: manifest unknown",
-		errdefs.ErrUnauthenticated:  "pull access denied for app, repository does not exist or may require 'docker login'",
-		errdefs.ErrPermissionDenied: "pull access denied for app",
+	for _, c := range []struct {
+		err, class error
+		want       string
+	}{
+		{errdefs.ErrNotFound, errdefs.ErrNotFound, "not found"},
+		{fmt.Errorf("%w: no basic auth credentials", docker.ErrInvalidAuthorization), docker.ErrInvalidAuthorization, "no basic auth credentials"},
+		{fmt.Errorf("server message: insufficient_scope: %w", docker.ErrInvalidAuthorization), errdefs.ErrNotFound, "pull access denied for app, repository does not exist or may require 'docker login'"},
+		{docker.Errors{docker.ErrorCodeDenied.WithMessage("not yours")}, errdefs.ErrPermissionDenied, "error from registry: not yours"},
+		{docker.ErrorCodeTooManyRequests.WithMessage("slowly"), errdefs.ErrResourceExhausted, "error from registry: slowly"},
+		{remoteerrors.ErrUnexpectedStatus{Status: "418 I'm a teapot", StatusCode: http.StatusTeapot}, errdefs.ErrUnknown, "418"},
+		{remoteerrors.ErrUnexpectedStatus{StatusCode: http.StatusForbidden, Body: []byte(`{"errors":[{"code":"DENIED","message":"no","detail":"of them"}]}`)}, errdefs.ErrPermissionDenied, "error from registry: no - of them"},
 	} {
-		err := refused(named(t, "app:1"), class)
-		require.ErrorContains(t, err, want)
-		require.ErrorIs(t, err, class)
+		err := refused(named(t, "app:1"), c.err)
+		require.ErrorContains(t, err, c.want)
+		require.ErrorIs(t, err, c.class)
 	}
 	other := errors.New("no route to host")
 	require.Equal(t, other, refused(named(t, "app:1"), other))
@@ -67,29 +75,33 @@ func TestLogin(t *testing.T) {
 		w.WriteHeader(http.StatusNotFound)
 	}))
 	defer s.Close()
-	address := strings.TrimPrefix(s.URL, "http://") // of the loopback, where plain HTTP is tried
+	address := strings.TrimPrefix(s.URL, "http://")
 	image := named(t, address+"/app:1")
+	dir := t.TempDir()
+	for _, name := range []string{address, "registry.example.com"} {
+		require.NoError(t, os.Mkdir(filepath.Join(dir, name), 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name, "hosts.toml"), fmt.Appendf(nil, "server = %q\n", s.URL), 0o600))
+	}
+	ask := func(image reference.Named, login registry.AuthConfig) error {
+		at, err := (&Registry{HostsDir: dir}).Repository(t.Context(), image, Job{}, login)
+		require.NoError(t, err)
+		defer at.Close()
+		require.True(t, at.Authentic)
+		_, _, err = at.resolver(docker.NewInMemoryTracker()).Resolve(t.Context(), image.String())
+		return err
+	}
 	for login, want := range map[registry.AuthConfig]string{
 		{Username: "u", Password: "p"}:                  "u:p",
 		{Username: "u", Password: "p", Auth: "ignored"}: "u:p",
 	} {
 		got = nil
-		resolver, err := (&Registry{}).resolver(t.Context(), image, login, docker.NewInMemoryTracker())
-		require.NoError(t, err)
-		_, _, err = resolver.Resolve(t.Context(), image.String())
+		err := ask(image, login)
 		require.True(t, errdefs.IsNotFound(err), err)
 		require.Contains(t, got, want)
 	}
 	// A mirror of the registry is another.
-	dir := t.TempDir()
-	require.NoError(t, os.Mkdir(filepath.Join(dir, "registry.example.com"), 0o755))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "registry.example.com", "hosts.toml"), fmt.Appendf(nil, "server = %q\n", s.URL), 0o600))
 	got, asked = nil, 0
-	image = named(t, "registry.example.com/app:1")
-	resolver, err := (&Registry{HostsDir: dir}).resolver(t.Context(), image, registry.AuthConfig{Username: "u", Password: "p"}, docker.NewInMemoryTracker())
-	require.NoError(t, err)
-	_, _, err = resolver.Resolve(t.Context(), image.String())
-	require.Error(t, err)
+	require.Error(t, ask(named(t, "registry.example.com/app:1"), registry.AuthConfig{Username: "u", Password: "p"}))
 	require.NotZero(t, asked)
 	for _, login := range got {
 		require.NotContains(t, login, "u:p")
