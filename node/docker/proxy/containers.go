@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"maps"
 	"net/http"
 	"net/url"
@@ -112,7 +113,7 @@ func (c *call) outerSummary(m map[string]any, record *containerRecord) {
 		}
 	}
 	for _, b := range published {
-		ports = append(ports, map[string]any{"IP": "0.0.0.0", "PrivatePort": b.to.Num(), "PublicPort": b.number, "Type": string(b.to.Proto())})
+		ports = append(ports, map[string]any{"IP": b.host(), "PrivatePort": b.to.Num(), "PublicPort": b.number, "Type": string(b.to.Proto())})
 	}
 	m["Ports"] = ports
 }
@@ -196,7 +197,7 @@ func inspectContainer(c *call) error {
 			for _, b := range c.ports.of(id) {
 				key := b.to.String()
 				have, _ := ports[key].([]any)
-				ports[key] = append(have, map[string]any{"HostIp": "0.0.0.0", "HostPort": b.text()})
+				ports[key] = append(have, map[string]any{"HostIp": b.host(), "HostPort": b.text()})
 			}
 		}
 		c.outerMounts(m, record)
@@ -218,12 +219,12 @@ func onContainer(what string) func(*call) error {
 // startContainer is POST /containers/{id}/start, and restart.
 func startContainer(what string) func(*call) error {
 	return func(c *call) error {
-		id, _, err := c.theContainer()
+		id, record, err := c.theContainer()
 		if err != nil {
 			return err
 		}
 		if err := c.reserve(c.ctx, id); err != nil {
-			return err
+			return errors.Join(err, c.removeUnstarted(id, record))
 		}
 		res, err := c.send(http.MethodPost, "/containers/"+id+what, c.query, nil)
 		if err != nil {
@@ -236,6 +237,40 @@ func startContainer(what string) func(*call) error {
 		}
 		return c.reply(res)
 	}
+}
+
+// removeUnstarted removes a container that could not be started and was to be
+// removed at its end, as dockerd does.
+func (c *call) removeUnstarted(id string, record *containerRecord) error {
+	var asked struct{ AutoRemove bool }
+	if err := json.Unmarshal(record.HostConfig, &asked); err != nil || !asked.AutoRemove {
+		return err
+	}
+	err := c.Engine.Call(context.WithoutCancel(c.ctx), http.MethodDelete, "/containers/"+id, url.Values{"v": {"1"}}, nil, nil)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	c.removed(id)
+	return nil
+}
+
+// statistics is GET /containers/{id}/stats: a container's numbers, and its
+// name. A stream of them tells of the daemon's name for it: that berthd is not
+// needed for it is worth more.
+func statistics(c *call) error {
+	id, record, err := c.theContainer()
+	if err != nil {
+		return err
+	}
+	if !once(c.query) {
+		return lasting("/stats")(c)
+	}
+	return c.rewritten("/containers/"+id+"/stats", func(v any) any {
+		if m := object(v); m != nil && m["name"] != nil {
+			m["name"] = "/" + record.Name
+		}
+		return v
+	})
 }
 
 // stopContainer passes on what may end a container; its ports are free when

@@ -380,7 +380,7 @@ func (c *call) bind(spec string, record *containerRecord) (string, error) {
 			return "", invalid("invalid volume specification: '%s': %q is neither a path nor the name of a volume", spec, source)
 		}
 		var err error
-		if source, err = c.mountedVolume(source); err != nil {
+		if source, err = c.mountedVolume(source, nil); err != nil {
 			return "", err
 		}
 	}
@@ -430,7 +430,7 @@ func (c *call) mount(m *mount.Mount, record *containerRecord) error {
 			return nil
 		}
 		var err error
-		m.Source, err = c.mountedVolume(m.Source)
+		m.Source, err = c.mountedVolume(m.Source, m.VolumeOptions)
 		return err
 	case mount.TypeTmpfs:
 	case mount.TypeImage:

@@ -518,6 +518,7 @@ func (c *call) outerNetwork(m map[string]any, own string) bool {
 		m["Name"] = record.Name
 	case id == own:
 		m["Name"] = bridge
+		c.outerIPAM(object(m["IPAM"]))
 	case name == "host" || name == "none":
 	default:
 		return false
@@ -537,6 +538,18 @@ func (c *call) outerNetwork(m map[string]any, own string) bool {
 		}
 	}
 	return true
+}
+
+// outerIPAM tells of the job's namespace as the gateway, which it is: dockerd
+// is told so in another way. Clients in containers look for published ports
+// there.
+func (c *call) outerIPAM(m map[string]any) {
+	for _, config := range list(m["Config"]) {
+		if one := object(config); one != nil {
+			one["Gateway"] = c.job.Network.Gateway.String()
+			delete(one, "AuxiliaryAddresses")
+		}
+	}
 }
 
 // inspectNetwork is GET /networks/{id}.

@@ -27,10 +27,12 @@ type binding struct {
 	To network.Port `json:"to"`
 	// Number is 0 for any.
 	Number uint16 `json:"number,omitempty"`
+	// Address of the host that was asked for. It is told again, and does not
+	// count: the job's own are all there are.
+	Address string `json:"address,omitempty"`
 }
 
-// bindingsOf reads what a job asks for. The host's address does not count:
-// the job's own are all there are.
+// bindingsOf reads what a job asks for.
 func bindingsOf(m network.PortMap) (all []binding, err error) {
 	for _, port := range slices.SortedFunc(maps.Keys(m), func(a, b network.Port) int { return int(a.Num()) - int(b.Num()) }) {
 		if _, ok := berthnetwork.Protocols[protocol(port.Proto())]; !ok {
@@ -50,7 +52,10 @@ func bindingsOf(m network.PortMap) (all []binding, err error) {
 				one.Number = uint16(n)
 			}
 			// Of several addresses with one port, one entry is enough.
-			if !slices.Contains(all, one) {
+			if !slices.ContainsFunc(all, func(other binding) bool { return other.To == one.To && other.Number == one.Number }) {
+				if b.HostIP.IsValid() {
+					one.Address = b.HostIP.String()
+				}
 				all = append(all, one)
 			}
 		}
@@ -63,7 +68,16 @@ type publishedPort struct {
 	container string
 	to        network.Port
 	number    uint16
+	asked     string     // the host's address
 	addr      netip.Addr // zero while it is reserved
+}
+
+// host is the address that the port is said to be at.
+func (p publishedPort) host() string {
+	if p.asked == "" {
+		return "0.0.0.0"
+	}
+	return p.asked
 }
 
 func (p publishedPort) text() string { return strconv.Itoa(int(p.number)) }
@@ -104,7 +118,7 @@ const (
 )
 
 // take reserves ports for a container: those asked for, and any for the rest.
-func (p *ports) take(id string, wanted []binding) error {
+func (p *ports) take(id, name string, wanted []binding) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.all == nil {
@@ -112,7 +126,7 @@ func (p *ports) take(id string, wanted []binding) error {
 	}
 	taken := map[berthnetwork.Port]publishedPort{}
 	for _, b := range wanted {
-		one := publishedPort{container: id, to: b.To, number: b.Number}
+		one := publishedPort{container: id, to: b.To, number: b.Number, asked: b.Address}
 		free := func() bool {
 			other, ok := p.all[one.key()]
 			_, twice := taken[one.key()]
@@ -126,7 +140,9 @@ func (p *ports) take(id string, wanted []binding) error {
 			}
 		}
 		if !free() {
-			return fmt.Errorf("driver failed programming external connectivity: Bind for 0.0.0.0:%d failed: port is already allocated: %w", one.number, errdefs.ErrInternal)
+			// In dockerd's words; it would tell of the endpoint rather than the container.
+			return errdefs.ErrInternal.WithMessage(fmt.Sprintf("failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): Bind for %s:%d failed: port is already allocated",
+				name, id, one.host(), one.number))
 		}
 		taken[one.key()] = one
 	}
@@ -178,7 +194,7 @@ func (p *Proxy) reserve(ctx context.Context, id string) error {
 			}
 		}
 	}
-	return p.ports.take(id, wanted)
+	return p.ports.take(id, record.Name, wanted)
 }
 
 // started makes the ports of a container that runs lead to it, and its names

@@ -34,7 +34,7 @@ func all() []*operation {
 		op(get, "/containers/{id}/logs", scopedToJob, lasting("/logs", notFollowed), q("follow", "stdout", "stderr", "since", "until", "timestamps", "tail", "details", "format")...),
 		op(get, "/containers/{id}/changes", scopedToJob, onContainer("/changes")),
 		op(get, "/containers/{id}/export", scopedToJob, lasting("/export")),
-		op(get, "/containers/{id}/stats", scopedToJob, lasting("/stats", once), q("stream", "one-shot")...),
+		op(get, "/containers/{id}/stats", scopedToJob, statistics, q("stream", "one-shot")...),
 		op(post, "/containers/{id}/resize", scopedToJob, onContainer("/resize"), q("h", "w")...),
 		op(post, "/containers/{id}/start", scopedToJob, startContainer("/start"), q("detachKeys")...),
 		op(post, "/containers/{id}/restart", scopedToJob, startContainer("/restart"), q("signal", "t")...),

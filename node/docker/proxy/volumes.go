@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/volume"
 
 	"gitlab.com/berth-ci/berth/node/docker/ledger"
@@ -25,9 +26,9 @@ func (p *Proxy) volumeName(name string) string {
 	return p.inner(name)
 }
 
-// mountedVolume notes a volume that a container is to have: dockerd makes it
-// if it is not there.
-func (c *call) mountedVolume(name string) (string, error) {
+// mountedVolume notes a volume that a container is to have, and makes it if it
+// is not there: as the container's mount says, if that says anything.
+func (c *call) mountedVolume(name string, asked *mount.VolumeOptions) (string, error) {
 	inner := c.volumeName(name)
 	c.objects.mu.Lock()
 	known := c.objects.volumes[inner]
@@ -36,9 +37,14 @@ func (c *call) mountedVolume(name string) (string, error) {
 		return inner, nil
 	}
 	// Made here, it has the job's label.
-	if err := c.Engine.Call(c.ctx, http.MethodPost, "/volumes/create", nil, volume.CreateRequest{
-		Name: inner, Driver: "local", Labels: c.label(nil),
-	}, nil); err != nil {
+	spec := volume.CreateRequest{Name: inner, Driver: "local", Labels: c.label(nil)}
+	if asked != nil {
+		spec.Labels = c.label(asked.Labels)
+		if asked.DriverConfig != nil {
+			spec.DriverOpts = asked.DriverConfig.Options
+		}
+	}
+	if err := c.Engine.Call(c.ctx, http.MethodPost, "/volumes/create", nil, spec, nil); err != nil {
 		return "", err
 	}
 	return inner, c.addVolume(inner)
