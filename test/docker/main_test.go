@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -42,6 +43,13 @@ var (
 	starting sync.Mutex
 )
 
+// Directories below scratch: work has the same path in jobs, plugins are those
+// of the docker client.
+const (
+	work    = "work"
+	plugins = "docker-config/cli-plugins"
+)
+
 func TestMain(m *testing.M) {
 	status, err := run(m)
 	if err != nil {
@@ -60,8 +68,10 @@ func run(m *testing.M) (status int, err error) {
 		return 0, err
 	}
 	defer os.RemoveAll(scratch)
-	if err := os.MkdirAll(filepath.Join(scratch, "given"), 0o777); err != nil {
-		return 0, err
+	for _, dir := range []string{"given", work, plugins} {
+		if err := os.MkdirAll(filepath.Join(scratch, dir), 0o777); err != nil {
+			return 0, err
+		}
 	}
 	if programs, err = testnode.Build(ctx, scratch); err != nil {
 		return 0, err
@@ -103,15 +113,23 @@ func run(m *testing.M) (status int, err error) {
 
 func profiles(c *config.Config) {
 	defaults := testnode.Profile(registry)
-	defaults.Mounts = []string{scratch + "/given:/given:ro"}
+	shared := filepath.Join(scratch, work)
+	defaults.Mounts = []string{
+		scratch + "/given:/given:ro", filepath.Join(scratch, plugins) + ":/usr/local/lib/docker/cli-plugins:ro",
+		shared + ":" + shared,
+	}
 	if cli != "" {
 		defaults.Mounts = append(defaults.Mounts, cli+":/usr/local/bin/docker:ro")
 	}
 	without := defaults
 	without.Docker = false
 	kind := defaults
-	kind.DockerPrivilegedImages = []string{registry.Address + "/test/web:*"}
-	c.Profiles = map[string]executor.Profile{"default": defaults, "without": without, "kind": kind}
+	// Of the names below, jobs can have all but the first registry themselves.
+	kind.DockerPrivilegedImages = []string{registry.Address + "/test/web:*", "localhost:*/**", "127.0.0.1:*/**", "docker:*/**", "10.*:*/**"}
+	kind.Mounts = append(slices.Clone(defaults.Mounts), c.Runtime.Path+":/runtime:ro")
+	confined := defaults
+	confined.Egress.Default = "deny"
+	c.Profiles = map[string]executor.Profile{"default": defaults, "without": without, "kind": kind, "confined": confined}
 }
 
 // enqueue makes a job for the runner of a profile.
@@ -222,14 +240,20 @@ func (j *job) docker(args ...string) (string, error) {
 
 func client(t testing.TB, host, stdin string, args ...string) (string, error) {
 	t.Helper()
+	return command(t, host, "", stdin, nil, args...)
+}
+
+// command calls the docker client in a directory.
+func command(t testing.TB, host, dir, stdin string, env []string, args ...string) (string, error) {
+	t.Helper()
 	if cli == "" {
 		t.Skip("docker is not installed")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, cli, args...)
-	cmd.Env = append(os.Environ(), "DOCKER_HOST="+host, "DOCKER_CONFIG="+filepath.Join(scratch, "docker-config"))
-	cmd.Stdin = strings.NewReader(stdin)
+	cmd.Env = slices.Concat(os.Environ(), []string{"DOCKER_HOST=" + host, "DOCKER_CONFIG=" + filepath.Join(scratch, "docker-config")}, env)
+	cmd.Dir, cmd.Stdin = dir, strings.NewReader(stdin)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()

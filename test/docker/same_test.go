@@ -5,8 +5,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -42,6 +44,7 @@ pause c2
 ps --format {{.Names}}|{{.Status}}
 exec c2 true
 unpause c2
+stats --no-stream --format {{.Name}}|{{.ID}} c2
 update --memory 64m --memory-swap 64m c2
 inspect -f {{.HostConfig.Memory}} c2
 commit -m msg -a me c2 made:1
@@ -76,6 +79,9 @@ run --rm -v v1:/data $IMAGE sh -c "echo kept >/data/file"
 run --rm -v v1:/data:ro $IMAGE cat /data/file
 run --rm -v v1:/data:ro $IMAGE sh -c "echo no >/data/file"
 run --rm --mount type=volume,source=v1,target=/data $IMAGE cat /data/file
+run --rm --mount type=volume,source=v3,target=/data,volume-label=a=b,volume-opt=type=tmpfs,volume-opt=device=tmpfs,volume-opt=o=size=1m $IMAGE sh -c "df -k /data | tail -1 | tr -s ' ' | cut -d' ' -f2"
+volume inspect -f {{.Name}}|{{.Labels}}|{{.Options}} v3
+volume rm v3
 run --rm --mount type=tmpfs,target=/t $IMAGE sh -c "mount | grep -c /t"
 run --rm --mount type=bind,source=/none/such,target=/t $IMAGE true
 volume inspect -f {{.Name}}|{{.Driver}}|{{.Scope}}|{{.Labels}} v2
@@ -100,6 +106,10 @@ network rm n2
 network inspect n2
 run -d --name pp -p 8080:80 -p 127.0.0.1:5353:53/udp $IMAGE sleep 1000
 inspect -f {{.HostConfig.PortBindings}} pp
+port pp
+port pp 53/udp
+run --rm --name taken -p 8080:80 $IMAGE true
+ps -a --format {{.Names}}|{{.Ports}}
 rm -f pp
 run --rm --read-only --tmpfs /run --cap-drop ALL --user 1000:1000 --ulimit nofile=100 $IMAGE sh -c "id -u; ulimit -n; touch /x"
 run --rm --memory 32m --cpus 0.5 --pids-limit 50 $IMAGE true
@@ -125,19 +135,86 @@ logs nonesuch
 stop nonesuch
 `
 
-// unlike is what differs from one run to the next.
-var unlike = []struct {
+// difference is what is left out of a comparison.
+type difference struct {
 	pattern *regexp.Regexp
 	with    string
-}{
+}
+
+// unlike is what differs from one run to the next.
+var unlike = []difference{
 	{regexp.MustCompile(`\b[0-9a-f]{64}\b`), "<id>"},
 	{regexp.MustCompile(`\b[0-9a-f]{12}\b`), "<short>"},
 	{regexp.MustCompile(`(?m)^\S+\s+\d+\s+\d+ .*$`), "<process>"},
 	{regexp.MustCompile(`\d+(\.\d+)? ?[kMG]?B\b`), "<size>"},
 	{regexp.MustCompile(`Up (Less than a second|About a \w+|\d+ \w+)`), "Up <time>"},
 	{regexp.MustCompile(`(Less than a second|About a \w+|\d+ (seconds?|minutes?)) ago`), "<time> ago"},
+	{regexp.MustCompile(`lookup (\S+) on \S+:`), "lookup $1:"},
 	{regexp.MustCompile(`  +`), "  "},
-	{regexp.MustCompile(`(out|tar|image)-(bare|job)`), "$1-<side>"},
+	{regexp.MustCompile(`(out|tar|image|page|export)-(bare|job)`), "$1-<side>"},
+}
+
+// script is what people type, one docker command a line, in dir. $IMAGE is an
+// image, $DIR is dir, $SIDE is job or bare, $BEFORE the second in which the
+// line before was begun, $AFTER the one that comes.
+type script struct {
+	lines string
+	dir   string
+	// before is put before each line's words.
+	before []string
+	env    []string
+	// bare changes what is said to the bare daemon.
+	bare func(args []string) []string
+	// unlike is what else differs from one run to the next.
+	unlike []difference
+}
+
+// compare plays a script with a job's docker and with the bare daemon's, and
+// wants the same.
+func (s script) compare(t *testing.T, j *job) {
+	t.Helper()
+	with := s.play(t, "unix://"+j.socket(), "job")
+	without := s.play(t, "unix://"+bare(), "bare")
+	for i := range with {
+		if os.Getenv("BERTH_TEST_LOG") != "" {
+			t.Log(with[i])
+		}
+		if with[i] != without[i] {
+			t.Errorf("not the same:\n--- bare: %s\n--- job:  %s", without[i], with[i])
+		}
+	}
+}
+
+func (s script) play(t *testing.T, host, side string) (said []string) {
+	t.Helper()
+	var before, now time.Time
+	for _, line := range strings.Split(strings.TrimSpace(s.lines), "\n") {
+		before, now = now, time.Now()
+		args := words(strings.NewReplacer(
+			"$IMAGE", registry.Image(images.Busybox), "$DIR", s.dir, "$SIDE", side,
+			"$BEFORE", strconv.FormatInt(before.Unix(), 10), "$AFTER", strconv.FormatInt(now.Unix()+1, 10),
+		).Replace(line))
+		if side == "bare" && s.bare != nil {
+			args = s.bare(args)
+		}
+		out, err := command(t, host, s.dir, "", s.env, slices.Concat(s.before, args)...)
+		code := "ok"
+		if err != nil {
+			code = err.Error()
+		}
+		for _, u := range slices.Concat(s.unlike, unlike) {
+			out = u.pattern.ReplaceAllString(out, u.with)
+		}
+		// What goes to stdout and to stderr has no order.
+		sorted := strings.Split(strings.TrimSpace(out), "\n")
+		for i := range sorted {
+			sorted[i] = strings.TrimSpace(sorted[i])
+		}
+		slices.Sort(sorted)
+		out = strings.Join(sorted, "\n")
+		said = append(said, strings.Join(append([]string{"docker"}, s.before...), " ")+" "+line+"\n"+strings.TrimSpace(out)+"\n"+code)
+	}
+	return said
 }
 
 func TestSame(t *testing.T) {
@@ -154,39 +231,12 @@ func TestSame(t *testing.T) {
 	_, err := client(t, "unix://"+bare(), "", "network", "create", "same")
 	require.NoError(t, err)
 	defer func() { _, _ = client(t, "unix://"+bare(), "", "network", "rm", "same") }()
-	play := func(host, side string) (lines []string) {
-		for _, line := range strings.Split(strings.TrimSpace(session), "\n") {
-			text := strings.NewReplacer("$IMAGE", registry.Image(images.Busybox), "$DIR", dir, "$SIDE", side).Replace(line)
-			args := words(text)
-			if side == "bare" && (args[0] == "run" || args[0] == "create") && !strings.Contains(line, "--network") {
-				args = slices.Insert(args, 1, "--network", "same")
-			}
-			out, err := client(t, host, "", args...)
-			code := "ok"
-			if err != nil {
-				code = err.Error()
-			}
-			for _, u := range unlike {
-				out = u.pattern.ReplaceAllString(out, u.with)
-			}
-			// What goes to stdout and to stderr has no order.
-			sorted := strings.Split(strings.TrimSpace(out), "\n")
-			slices.Sort(sorted)
-			out = strings.Join(sorted, "\n")
-			lines = append(lines, "docker "+line+"\n"+strings.TrimSpace(out)+"\n"+code)
+	script{lines: session, dir: dir, bare: func(args []string) []string {
+		if (args[0] == "run" || args[0] == "create") && !slices.Contains(args, "--network") {
+			return slices.Insert(args, 1, "--network", "same")
 		}
-		return lines
-	}
-	with := play("unix://"+j.socket(), "job")
-	without := play("unix://"+bare(), "bare")
-	for i := range with {
-		if os.Getenv("BERTH_TEST_LOG") != "" {
-			t.Log(with[i])
-		}
-		if with[i] != without[i] {
-			t.Errorf("not the same:\n--- bare: %s\n--- job:  %s", without[i], with[i])
-		}
-	}
+		return args
+	}}.compare(t, j)
 	_, _ = client(t, "unix://"+bare(), "", "rmi", "-f", "made:1", "made:2", "imported:1")
 	got, err := os.ReadFile(filepath.Join(dir, "out-job"))
 	require.NoError(t, err)

@@ -20,6 +20,7 @@ import (
 
 	"gitlab.com/berth-ci/berth/gpu/nvml/nvmltest"
 	"gitlab.com/berth-ci/berth/node/api"
+	"gitlab.com/berth-ci/berth/test/clients"
 	"gitlab.com/berth-ci/berth/test/gitlab"
 	"gitlab.com/berth-ci/berth/test/images"
 )
@@ -438,6 +439,58 @@ func TestImageAsks(t *testing.T) {
 			require.Contains(t, j.Log(), "\nno more than is asked for\n")
 		})
 	}
+}
+
+// TestCompose has a project ask for GPUs in all ways of a compose file.
+func TestCompose(t *testing.T) {
+	if _, err := exec.LookPath("docker"); err != nil {
+		t.Skip("needs the docker client")
+	}
+	if os.Getenv("PROGRAMS") != "" {
+		t.Skip("needs Go")
+	}
+	if missing == "" {
+		require.NoError(t, clients.Compose(t.Context(), filepath.Join(dir, plugins)))
+	}
+	ask := func(service, devices string) string {
+		return service + ": {image: " + registryImage(images.Git) + ", pull_policy: never, command: ls /dev, " + devices + "}"
+	}
+	reserve := func(service, device string) string {
+		return ask(service, "deploy: {resources: {reservations: {devices: [{"+device+"}]}}}")
+	}
+	file := "services: {" + strings.Join([]string{
+		ask("none", "network_mode: none"),
+		reserve("counted", "driver: nvidia, count: 1, capabilities: [gpu]"),
+		reserve("all", "driver: nvidia, count: all, capabilities: [gpu, utility]"),
+		reserve("second", "driver: nvidia, device_ids: [\"1\"], capabilities: [gpu]"),
+		reserve("cdi", "driver: cdi, device_ids: [nvidia.com/gpu=0]"),
+		ask("short", "gpus: all"),
+		ask("device", "devices: [nvidia.com/gpu=1]"),
+		reserve("many", "driver: nvidia, count: 3, capabilities: [gpu]"),
+		reserve("other", "driver: nvidia, device_ids: [\"2\"], capabilities: [gpu]"),
+		reserve("tpu", "capabilities: [tpu]"),
+	}, ", ") + "}"
+	script := []string{
+		"n=0; until docker version >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 300 ] || { docker version; exit 1; }; sleep 0.1; done",
+		"cat >compose.yaml <<'END'\n" + file + "\nEND",
+	}
+	want := map[string]int{"none": 0, "counted": 1, "all": 2, "second": 1, "cdi": 1, "short": 2, "device": 1}
+	for service := range want {
+		script = append(script, fmt.Sprintf("echo %s has $(docker compose run --rm -T %[1]s 2>/dev/null | grep -c '^nvidia[0-9]')", service))
+	}
+	for _, service := range []string{"many", "other", "tpu"} {
+		script = append(script, "if docker compose run --rm -T "+service+"; then echo "+service+" runs; fi")
+	}
+	j := start(t, gitlab.JobSpec{
+		Variables: variables("BERTH_GPU_COUNT", "2", "BERTH_GPU_MODEL", "a100"),
+		Image:     gitlab.Image{Name: registryImage(images.Git)}, Script: script,
+	})
+	require.Equal(t, gitlab.Success, end(t, j))
+	for service, n := range want {
+		require.Contains(t, j.Log(), fmt.Sprintf("\n%s has %d\n", service, n))
+	}
+	require.NotContains(t, j.Log(), " runs\n")
+	require.Contains(t, j.Log(), "the job has 2")
 }
 
 // registryImage is the name of an image, or of none where there is no node.

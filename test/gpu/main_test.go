@@ -29,6 +29,9 @@ import (
 	"gitlab.com/berth-ci/berth/test/testnode"
 )
 
+// plugins are those of the docker client, below dir.
+const plugins = "cli-plugins"
+
 // Of the machine that is stood in for, the last GPU is cut.
 const (
 	gpus      = 4
@@ -65,6 +68,9 @@ func run(m *testing.M) (status int, err error) {
 	}
 	defer os.RemoveAll(dir)
 	if programs, err = build(ctx); err != nil {
+		return 0, err
+	}
+	if err := os.MkdirAll(filepath.Join(dir, plugins), 0o755); err != nil {
 		return 0, err
 	}
 	if err := makeMachine(); err != nil {
@@ -142,7 +148,7 @@ func configure(c *config.Config) {
 	p, privileged := testnode.Profile(registry), testnode.Profile(registry)
 	p.GPU.PerJob = 3
 	if docker, err := exec.LookPath("docker"); err == nil {
-		p.Mounts = append(p.Mounts, docker+":/usr/local/bin/docker:ro")
+		p.Mounts = append(p.Mounts, docker+":/usr/local/bin/docker:ro", filepath.Join(dir, plugins)+":/usr/local/lib/docker/cli-plugins:ro")
 	}
 	privileged.PrivilegedImages, privileged.DockerPrivilegedImages = []string{"**"}, []string{"**"}
 	privileged.Mounts = p.Mounts

@@ -219,12 +219,12 @@ func onContainer(what string) func(*call) error {
 // startContainer is POST /containers/{id}/start, and restart.
 func startContainer(what string) func(*call) error {
 	return func(c *call) error {
-		id, record, err := c.theContainer()
+		id, _, err := c.theContainer()
 		if err != nil {
 			return err
 		}
 		if err := c.reserve(c.ctx, id); err != nil {
-			return errors.Join(err, c.removeUnstarted(id, record))
+			return errors.Join(err, c.removeUnstarted(id))
 		}
 		res, err := c.send(http.MethodPost, "/containers/"+id+what, c.query, nil)
 		if err != nil {
@@ -241,12 +241,13 @@ func startContainer(what string) func(*call) error {
 
 // removeUnstarted removes a container that could not be started and was to be
 // removed at its end, as dockerd does.
-func (c *call) removeUnstarted(id string, record *containerRecord) error {
-	var asked struct{ AutoRemove bool }
-	if err := json.Unmarshal(record.HostConfig, &asked); err != nil || !asked.AutoRemove {
+func (c *call) removeUnstarted(id string) error {
+	ctx := context.WithoutCancel(c.ctx)
+	var about struct{ HostConfig struct{ AutoRemove bool } }
+	if err := c.Engine.Call(ctx, http.MethodGet, "/containers/"+id+"/json", nil, nil, &about); err != nil || !about.HostConfig.AutoRemove {
 		return err
 	}
-	err := c.Engine.Call(context.WithoutCancel(c.ctx), http.MethodDelete, "/containers/"+id, url.Values{"v": {"1"}}, nil, nil)
+	err := c.Engine.Call(ctx, http.MethodDelete, "/containers/"+id, url.Values{"v": {"1"}}, nil, nil)
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}

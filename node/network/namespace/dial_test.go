@@ -31,14 +31,19 @@ func TestDial(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { inside.Close(); Remove(path) })
+	t.Cleanup(func() {
+		inside.Close()
+		if err := Remove(path); err != nil {
+			t.Error(err)
+		}
+	})
 	go func() {
 		for {
 			c, err := inside.Accept()
 			if err != nil {
 				return
 			}
-			c.Write([]byte("inside"))
+			_, _ = c.Write([]byte("inside")) // who does not read it says so
 			c.Close()
 		}
 	}()
