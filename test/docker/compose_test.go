@@ -73,10 +73,12 @@ func TestCompose(t *testing.T) {
 }
 
 // forgetBuilds removes what the bare daemon's own BuildKit has made, which no
-// job has to do with.
+// job has to do with, and volumes that compose leaves.
 func forgetBuilds(t *testing.T) {
 	t.Helper()
 	out, err := client(t, "unix://"+bare(), "", "builder", "prune", "-af")
+	require.NoError(t, err, out)
+	out, err = client(t, "unix://"+bare(), "", "volume", "prune", "-f")
 	require.NoError(t, err, out)
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
 		dirs, err := filepath.Glob(root + node.Config.Limits.Cgroup + "/buildkit")

@@ -407,24 +407,29 @@ func (c *call) outerImage(m map[string]any, names map[string]string) bool {
 	return true
 }
 
-// matches compares an image with patterns of references.
+// matches compares an image with patterns of references, and leaves it those of
+// its names that match.
 func matches(m map[string]any, patterns []string) bool {
 	if len(patterns) == 0 {
 		return true
 	}
-	for _, tag := range slices.Concat(list(m["RepoTags"]), list(m["RepoDigests"])) {
-		s, _ := tag.(string)
-		named, err := reference.ParseNormalizedNamed(s)
-		if err != nil {
-			continue
-		}
-		for _, pattern := range patterns {
-			if ok, err := reference.FamiliarMatch(pattern, named); err == nil && ok {
-				return true
+	matched := false
+	for _, key := range []string{"RepoTags", "RepoDigests"} {
+		kept := []any{}
+		for _, tag := range list(m[key]) {
+			s, _ := tag.(string)
+			named, err := reference.ParseNormalizedNamed(s)
+			if err == nil && slices.ContainsFunc(patterns, func(pattern string) bool {
+				ok, err := reference.FamiliarMatch(pattern, named)
+				return err == nil && ok
+			}) {
+				kept = append(kept, tag)
 			}
 		}
+		m[key] = kept
+		matched = matched || len(kept) > 0
 	}
-	return false
+	return matched
 }
 
 // inspectImage is GET /images/{image}/json.
