@@ -60,7 +60,7 @@ func TestCollect(t *testing.T) {
 	// What a job has prepared, and not made a container of yet.
 	prepared := f.image(mine+"prepared:1", long, "prepared")
 	f.lease("berth-j2", map[string]string{container.JobLabel: "j2-00000000"}, leases.Resource{ID: prepared.Target.Digest.String(), Type: "content"})
-	// What is being built or pulled.
+	// What is being pulled.
 	pulled := f.image(mine+"pulled:1", long, "pulled")
 	f.lease("pull", nil, leases.Resource{ID: pulled.Target.Digest.String(), Type: "content"})
 	// What a job has named or resolved, and not begun to use.
@@ -71,6 +71,9 @@ func TestCollect(t *testing.T) {
 	// A cache has a layer: the image goes, and the layer stays.
 	cached := f.image(mine+"cached:1", long, "cached")
 	f.lease("cache-record", map[string]string{flatLabel: "now"}, leases.Resource{ID: cached.chain, Type: "snapshots/" + snapshotter})
+	// BuildKit goes on to hold what a build was FROM.
+	built := f.image(mine+"resolved:1", long, "resolved")
+	f.lease("resolved", map[string]string{temporaryLabel: "now"}, leases.Resource{ID: built.Target.Digest.String(), Type: "content"})
 
 	list, err := f.keeper.List(ctx)
 	require.NoError(t, err)
@@ -80,15 +83,16 @@ func TestCollect(t *testing.T) {
 		require.Greater(t, i.Size, int64(2<<16), i.Name)
 	}
 	require.Equal(t, map[string]string{
-		"old:1": "", "base:1": "", "cached:1": "", "running:1": "j1-00000000", "stopped:1": "container 0123456789ab",
+		"old:1": "", "base:1": "", "cached:1": "", "resolved:1": "", "running:1": "j1-00000000", "stopped:1": "container 0123456789ab",
 		"prepared:1": "j2-00000000", "pulled:1": "lease pull", "used:1": "j3-00000000",
 	}, users)
 
-	require.Equal(t, mine+"cached:1 "+mine+"old:1", f.collect(f.keeper))
+	require.Equal(t, mine+"cached:1 "+mine+"old:1 "+mine+"resolved:1", f.collect(f.keeper))
 	for _, m := range kept {
 		require.Equal(t, "whole", f.whole(m), m.Name)
 	}
 	require.Equal(t, "1 of 4", f.whole(cached))
+	require.Equal(t, "whole", f.whole(built), "until the lease ends")
 	for _, d := range old.blobs[1:] { // the first is the base's
 		_, err := f.client.ContentStore().Info(ctx, d)
 		require.True(t, errdefs.IsNotFound(err), "%v: %v", d, err)

@@ -23,9 +23,13 @@ import (
 	"gitlab.com/berth-ci/berth/node/imagegc/lastuse"
 )
 
-// flatLabel is on BuildKit's leases of cache records: what they hold is no
-// image in use, though it does not become free with the image either.
-const flatLabel = "containerd.io/gc.flat"
+// BuildKit's leases: those of cache records, and temporary ones, which it keeps
+// for an hour after a build. What they hold is no image in use (what builds use
+// is noted by Use), though it does not become free with the image either.
+const (
+	flatLabel      = "containerd.io/gc.flat"
+	temporaryLabel = "buildkit/lease.temporary"
+)
 
 // dockerID is the id of a docker container, and of the lease by which dockerd
 // keeps its file system, whether it runs or not.
@@ -172,8 +176,8 @@ func (s *survey) unpacked(ctx context.Context, of digest.Digest, desc ocispec.De
 }
 
 // findHolders finds out what holds images: leases hold what jobs prepare, what
-// is being pulled or built, and the containers of docker; what runs is a
-// container of containerd.
+// is being pulled, and the containers of docker; what runs is a container of
+// containerd.
 func (s *survey) findHolders(ctx context.Context) error {
 	starts := map[string]bool{}
 	for _, keys := range s.chains {
@@ -193,7 +197,9 @@ func (s *survey) findHolders(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("list what lease %s holds: %w", l.ID, err)
 		}
-		_, cache := l.Labels[flatLabel]
+		_, flat := l.Labels[flatLabel]
+		_, temporary := l.Labels[temporaryLabel]
+		cache := flat || temporary
 		for _, r := range resources {
 			switch kind, snapshotter, _ := strings.Cut(r.Type, "/"); {
 			case kind == "content":

@@ -11,6 +11,7 @@ import (
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"gitlab.com/berth-ci/berth/node/api"
@@ -199,9 +200,9 @@ func TestImageCommands(t *testing.T) {
 	require.NotContains(t, out, "operated:1")
 	project := j.identity().Project
 	j.release()
-	require.Eventually(t, func() bool {
-		out, err = berth("rm", "operated:1", "--project", project)
-		return err == nil
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		out, err := berth("rm", "operated:1", "--project", project)
+		require.NoError(c, err, out)
 	}, time.Minute, 100*time.Millisecond)
 	out, err = berth("ls", "--project", project)
 	require.NoError(t, err, out)
