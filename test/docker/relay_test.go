@@ -153,18 +153,17 @@ func away(t *testing.T, end func()) {
 		return strings.Contains(foreground.said(), "\n10\n") && strings.Contains(read("inside"), "\n10\n")
 	})
 	logs := j.begin("logs", "-f", "foreground")
-	stats := j.begin("stats", "--format", "{{.Name}}", "foreground")
 	exec := j.begin("exec", "-i", "foreground", "cat")
 	fmt.Fprintln(exec.stdin, "one")
 	attached := j.begin("attach", "--no-stdin", "foreground")
 	waits := j.begin("wait", "foreground")
 	events := j.begin("events")
 	eventually(t, func() bool {
-		return strings.Contains(exec.said(), "one\n") && strings.Contains(logs.said(), "\n10\n") && attached.said() != "" && stats.said() != ""
+		return strings.Contains(exec.said(), "one\n") && strings.Contains(logs.said(), "\n10\n") && attached.said() != ""
 	})
-	// Of ours those of run (2), logs, stats, exec, attach (2) and wait, and of
+	// Of ours those of run (2), logs, exec, attach (2) and wait, and of
 	// the job's those of run (2) and wait.
-	eventually(t, func() bool { return holding(t, j.admission.Job).Streams == 11 })
+	eventually(t, func() bool { return holding(t, j.admission.Job).Streams == 10 })
 	inode := inodeOf(t, j.socket())
 
 	end()
@@ -222,7 +221,6 @@ func away(t *testing.T, end func()) {
 		return err == nil && out == ""
 	})
 
-	_ = stats.cmd.Process.Kill()
 	eventually(t, func() bool { return holding(t, j.admission.Job).Streams == 0 })
 	require.NotEmpty(t, holding(t, j.admission.Job).Sockets)
 	j.release()

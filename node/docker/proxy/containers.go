@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/url"
@@ -255,23 +257,33 @@ func (c *call) removeUnstarted(id string) error {
 	return nil
 }
 
-// statistics is GET /containers/{id}/stats: a container's numbers, and its
-// name. A stream of them tells of the daemon's name for it: that berthd is not
-// needed for it is worth more.
+// statistics is GET /containers/{id}/stats: a container's numbers, once or as
+// they come, and its name.
 func statistics(c *call) error {
 	id, record, err := c.theContainer()
 	if err != nil {
 		return err
 	}
-	if !once(c.query) {
-		return lasting("/stats")(c)
+	res, err := c.send(http.MethodGet, "/containers/"+id+"/stats", c.query, nil)
+	if err != nil {
+		return err
 	}
-	return c.rewritten("/containers/"+id+"/stats", func(v any) any {
-		if m := object(v); m != nil && m["name"] != nil {
-			m["name"] = "/" + record.Name
+	defer res.Body.Close()
+	say := c.messages()
+	d := json.NewDecoder(res.Body)
+	d.UseNumber()
+	for {
+		var numbers map[string]any
+		if err := d.Decode(&numbers); errors.Is(err, io.EOF) || c.ctx.Err() != nil {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("read statistics: %w", err)
 		}
-		return v
-	})
+		if _, ok := numbers["name"]; ok {
+			numbers["name"] = "/" + record.Name
+		}
+		say(numbers)
+	}
 }
 
 // stopContainer passes on what may end a container; its ports are free when

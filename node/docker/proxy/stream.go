@@ -88,24 +88,13 @@ func lasting(what string, short ...func(url.Values) bool) func(*call) error {
 	}
 }
 
-// notFollowed tells of logs that are read once.
-func notFollowed(query url.Values) bool { return !truth(query, "follow", false) }
-
-// once tells of stats that are read once.
-func once(query url.Values) bool {
-	return !truth(query, "stream", true) || truth(query, "one-shot", false)
-}
-
-// truth is a parameter as dockerd reads it.
-func truth(query url.Values, name string, otherwise bool) bool {
-	if !query.Has(name) {
-		return otherwise
-	}
-	switch strings.ToLower(strings.TrimSpace(query.Get(name))) {
+// notFollowed tells of logs that are read once, as dockerd reads it.
+func notFollowed(query url.Values) bool {
+	switch strings.ToLower(strings.TrimSpace(query.Get("follow"))) {
 	case "", "0", "no", "false", "none":
-		return false
+		return true
 	}
-	return true
+	return false
 }
 
 // takeOver makes the client's connection one without HTTP, after the head of
