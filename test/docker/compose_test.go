@@ -64,7 +64,7 @@ func TestCompose(t *testing.T) {
 			{regexp.MustCompile(`0\.0\.0\.0:\d{5}-(>|\\u003e)9000`), "0.0.0.0:<any>->9000"},
 			{regexp.MustCompile(`"PublishedPort":\d{5}`), `"PublishedPort":"any"`},
 			// Without an order, or of the time.
-			{regexp.MustCompile(`"(Labels|Mounts|CreatedAt|RunningFor|Status)":"[^"]*"`), `"$1"`},
+			{regexp.MustCompile(`"(Labels|Mounts|Networks|CreatedAt|RunningFor|Status)":"[^"]*"`), `"$1"`},
 			{regexp.MustCompile(`(?m)^.*"action":"(exec_|health_status).*\n`), ""}, // of health checks
 			{regexp.MustCompile(`"(timeNano|time|execDuration)":"?[^",}]*"?`), `"$1"`},
 		},
