@@ -463,7 +463,7 @@ func TestCompose(t *testing.T) {
 		reserve("counted", "driver: nvidia, count: 1, capabilities: [gpu]"),
 		reserve("all", "driver: nvidia, count: all, capabilities: [gpu, utility]"),
 		reserve("second", "driver: nvidia, device_ids: [\"1\"], capabilities: [gpu]"),
-		reserve("cdi", "driver: cdi, device_ids: [nvidia.com/gpu=0]"),
+		reserve("cdi", "driver: cdi, device_ids: [nvidia.com/gpu=0], capabilities: [gpu]"),
 		ask("short", "gpus: all"),
 		ask("device", "devices: [nvidia.com/gpu=1]"),
 		reserve("many", "driver: nvidia, count: 3, capabilities: [gpu]"),
