@@ -45,7 +45,7 @@ func (h *handler) removeCache(_ *reply, r *http.Request) error {
 }
 
 func (h *handler) prune(w *reply, r *http.Request) error {
-	var p api.PruneRequest
+	var p api.CachePrune
 	if err := decode(r.Body, &p); err != nil {
 		return err
 	}

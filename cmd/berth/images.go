@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,7 +10,6 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"gitlab.com/berth-ci/berth/node/api"
@@ -148,30 +146,12 @@ BuildKit's cache may have layers of an image, too: those go with "berth cache
 prune".`,
 		Args: cobra.NoArgs,
 	}
-	var keep, free string
 	var r api.ImagePrune
-	c.Flags().StringVar(&keep, "keep", "", "how much may be left, as 100GiB")
-	c.Flags().StringVar(&free, "free", "", "how much is to be free on the disk, as 50GiB")
-	c.Flags().DurationVar(&r.MaxAge, "older-than", 0, "remove what was not used for so long")
-	c.Flags().BoolVar(&r.All, "all", false, "remove everything")
-	c.Flags().StringVar(&r.Project, "project", "", "only what this project's jobs have made, as group/project")
+	read := roomFlags(c, &r.Room)
 	c.Flags().BoolVar(&r.DryRun, "dry-run", false, "only tell what would be removed")
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
-		for _, s := range []struct {
-			flag, text string
-			to         *int64
-		}{{"keep", keep, &r.MaxBytes}, {"free", free, &r.MinFree}} {
-			if s.text == "" {
-				continue
-			}
-			n, err := units.RAMInBytes(s.text)
-			if err != nil || n <= 0 {
-				return fmt.Errorf("--%s %q: expected a size, such as 100GiB", s.flag, s.text)
-			}
-			*s.to = n
-		}
-		if keep == "" && free == "" && r.MaxAge == 0 && !r.All {
-			return errors.New("say what to remove: --keep SIZE, --free SIZE, --older-than TIME or --all")
+		if err := read(); err != nil {
+			return err
 		}
 		removed, err := api.NewClient(*socket).PruneImages(cmd.Context(), r)
 		if err != nil {

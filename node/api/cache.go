@@ -121,14 +121,5 @@ type CacheChange struct {
 	Pinned bool `json:"pinned,omitempty"`
 }
 
-// PruneRequest says what to remove beyond what the configuration does. Zero
-// is no limit.
-type PruneRequest struct {
-	MaxBytes int64         `json:"max_bytes,omitempty"`
-	MinFree  int64         `json:"min_free,omitempty"`
-	MaxAge   time.Duration `json:"max_age,omitempty"`
-	// All removes everything that no job holds and nobody has pinned.
-	All bool `json:"all,omitempty"`
-	// Project limits it to what that project has.
-	Project string `json:"project,omitempty"`
-}
+// CachePrune says what caches to remove.
+type CachePrune struct{ Room }

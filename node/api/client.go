@@ -171,7 +171,7 @@ func (c *Client) RemoveCache(ctx context.Context, change CacheChange) error {
 }
 
 // PruneCaches makes room, and tells what went.
-func (c *Client) PruneCaches(ctx context.Context, r PruneRequest) ([]Cache, error) {
+func (c *Client) PruneCaches(ctx context.Context, r CachePrune) ([]Cache, error) {
 	var removed []Cache
 	err := c.call(ctx, http.MethodPost, "/v1/caches/prune", r, &removed)
 	return removed, err

@@ -28,16 +28,9 @@ type ImageRemoval struct {
 	Name string `json:"name"`
 }
 
-// ImagePrune says what to remove beyond what the configuration does. Zero is
-// no limit.
+// ImagePrune says what images to remove.
 type ImagePrune struct {
-	MaxBytes int64         `json:"max_bytes,omitempty"`
-	MinFree  int64         `json:"min_free,omitempty"`
-	MaxAge   time.Duration `json:"max_age,omitempty"`
-	// All removes everything that is not in use.
-	All bool `json:"all,omitempty"`
-	// Project limits it to the names of that project.
-	Project string `json:"project,omitempty"`
+	Room
 	// DryRun tells what would be removed.
 	DryRun bool `json:"dry_run,omitempty"`
 }

@@ -64,7 +64,7 @@ func (k *Keeper) Collect(ctx context.Context) ([]api.Cache, error) {
 }
 
 // Prune makes room as an operator says.
-func (k *Keeper) Prune(ctx context.Context, r api.PruneRequest) ([]api.Cache, error) {
+func (k *Keeper) Prune(ctx context.Context, r api.CachePrune) ([]api.Cache, error) {
 	p := gc.Policy{MaxBytes: r.MaxBytes, MinFree: r.MinFree, MaxAge: r.MaxAge, Superseded: k.policy.Superseded, Weight: k.policy.Weight}
 	if r.All {
 		p = gc.Policy{MaxAge: time.Nanosecond}

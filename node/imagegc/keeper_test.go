@@ -124,7 +124,7 @@ func TestRoom(t *testing.T) {
 	f.image(mine+"new:1", time.Minute, "new")
 	require.Equal(t, old.Name, f.collect(f.keeper), "what was just used stays")
 	require.Equal(t, "gone", f.whole(old))
-	p := api.ImagePrune{MinFree: 1 << 60, DryRun: true}
+	p := api.ImagePrune{Room: api.Room{MinFree: 1 << 60}, DryRun: true}
 	removed, err := f.keeper.Prune(t.Context(), p)
 	require.NoError(t, err)
 	require.Len(t, removed, 1)
@@ -257,7 +257,7 @@ func TestRace(t *testing.T) {
 	var collecting sync.WaitGroup
 	collecting.Go(func() {
 		for ctx.Err() == nil {
-			went, err := f.keeper.Prune(t.Context(), api.ImagePrune{MaxAge: day})
+			went, err := f.keeper.Prune(t.Context(), api.ImagePrune{Room: api.Room{MaxAge: day}})
 			if err != nil {
 				t.Error(err)
 				return

@@ -121,7 +121,7 @@ func TestCollected(t *testing.T) {
 	age(t, client, all["stopped:1"], all["job:1"])
 	var removed []api.Image
 	require.Eventually(t, func() bool {
-		went, err := node.Client.PruneImages(t.Context(), api.ImagePrune{MaxAge: 14 * 24 * time.Hour})
+		went, err := node.Client.PruneImages(t.Context(), api.ImagePrune{Room: api.Room{MaxAge: 14 * 24 * time.Hour}})
 		require.NoError(t, err)
 		removed = append(removed, went...)
 		return len(removed) >= 2
@@ -145,7 +145,7 @@ func TestBuiltStays(t *testing.T) {
 	j.must("build", "-q", "-t", "result:1", dir)
 	client := inside(t)
 	age(t, client, from, result)
-	removed, err := node.Client.PruneImages(t.Context(), api.ImagePrune{MaxAge: 14 * 24 * time.Hour})
+	removed, err := node.Client.PruneImages(t.Context(), api.ImagePrune{Room: api.Room{MaxAge: 14 * 24 * time.Hour}})
 	require.NoError(t, err)
 	for _, i := range removed {
 		require.NotContains(t, []string{from, result}, i.Name, "the job that made it goes on")
