@@ -1,6 +1,6 @@
-// Package clients builds the docker clients that tests run besides the docker
-// CLI: real ones, pinned in modules of their own below this directory, so that
-// their dependencies stay out of the main one.
+// Package clients builds the docker clients that tests run: real ones, pinned
+// in modules of their own below this directory, so that their dependencies
+// stay out of the main one.
 //
 // It is not for operators: nodes need none of them.
 package clients
@@ -14,9 +14,17 @@ import (
 	"strings"
 )
 
+// Docker builds the docker CLI into a directory.
+func Docker(ctx context.Context, dir string) (program string, err error) {
+	const module = "github.com/docker/cli"
+	program = filepath.Join(dir, "docker")
+	// It has no go.mod, for which the language would be that of Go 1.16.
+	return program, build(ctx, "docker", program, module+"/cmd/docker", "-gcflags="+module+"/...=-lang=go1.26")
+}
+
 // Compose builds the plugin of the docker CLI into a directory of plugins.
 func Compose(ctx context.Context, dir string) error {
-	return build(ctx, "compose", filepath.Join(dir, "docker-compose"), "tool")
+	return build(ctx, "docker", filepath.Join(dir, "docker-compose"), "github.com/docker/compose/v5/cmd")
 }
 
 // Testcontainers builds a suite of tests that uses Testcontainers into a
@@ -36,13 +44,13 @@ func Reaper(ctx context.Context, dir string) (program string, err error) {
 }
 
 // build builds a package of one of the modules, static.
-func build(ctx context.Context, module, program, pkg string) error {
+func build(ctx context.Context, module, program, pkg string, flags ...string) error {
 	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return fmt.Errorf("find modules of clients: %w", err)
 	}
 	root := strings.TrimSpace(string(out))
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, pkg)
+	cmd := exec.CommandContext(ctx, "go", append(append([]string{"build", "-trimpath", "-ldflags=-s -w", "-o", program}, flags...), pkg)...)
 	cmd.Dir = filepath.Join(root, "test", "clients", module)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -135,7 +135,7 @@ func TestArchiveNames(t *testing.T) {
 // project has on the node, and hold nothing of it.
 func TestArchiveOfOthers(t *testing.T) {
 	owner := hold(t, "default", gitlab.JobSpec{Protected: &yes})
-	attacker := hold(t, "default", gitlab.JobSpec{Project: other, Protected: &yes})
+	attacker := hold(t, "default", gitlab.JobSpec{Project: projectOf(t, "other"), Protected: &yes})
 	busybox := registry.Image(images.Busybox)
 	owner.pull(busybox)
 	attacker.pull(busybox)

@@ -190,7 +190,7 @@ func field(t *testing.T, text, key string) string {
 // TestOthers has a job look for another's objects.
 func TestOthers(t *testing.T) {
 	victim := hold(t, "default", gitlab.JobSpec{})
-	attacker := hold(t, "default", gitlab.JobSpec{Project: other})
+	attacker := hold(t, "default", gitlab.JobSpec{Project: projectOf(t, "other")})
 	busybox := registry.Image(images.Busybox)
 	victim.pull(busybox)
 	id := victim.must("run", "-d", "--name", "victim", "-v", "data:/data", "-v", "/anonymous", busybox, "sh", "-c", "echo secret >/data/s; exec sleep 1000")
@@ -356,7 +356,7 @@ func TestOutside(t *testing.T) {
 // have twice, and one make more networks than it may.
 func TestSubnets(t *testing.T) {
 	one := hold(t, "default", gitlab.JobSpec{})
-	two := hold(t, "default", gitlab.JobSpec{Project: other})
+	two := hold(t, "default", gitlab.JobSpec{Project: projectOf(t, "other")})
 	busybox := registry.Image(images.Busybox)
 	one.pull(busybox)
 	one.must("network", "create", "--subnet", "172.30.5.0/24", "mine")

@@ -26,9 +26,6 @@ func needCompose(t *testing.T) {
 	if missing != "" {
 		t.Skip(missing)
 	}
-	if cli == "" {
-		t.Skip("docker is not installed")
-	}
 	withBuildx(t)
 	composeOnce.Do(func() { require.NoError(t, clients.Compose(t.Context(), filepath.Join(scratch, plugins))) })
 }

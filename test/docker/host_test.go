@@ -99,9 +99,6 @@ func aside(t *testing.T) (*hostDockerd, api.Containerd) {
 // is started after berthd, and again while a job runs.
 func TestHostDaemon(t *testing.T) {
 	d, at := aside(t)
-	if cli == "" {
-		t.Skip("docker is not installed")
-	}
 	busybox := registry.Image(images.Busybox)
 	n, err := testnode.Start(t.Context(), testnode.Config{Programs: programs, Images: registry, Docker: true, Change: func(c *config.Config) {
 		c.Runtime.Managed, c.Runtime.Address = false, at.Address

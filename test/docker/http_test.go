@@ -44,7 +44,7 @@ func raw(t *testing.T, socket, text string) string {
 // dockerd alone would say shows that there is something to be had.
 func TestSmuggling(t *testing.T) {
 	victim := hold(t, "default", gitlab.JobSpec{})
-	attacker := hold(t, "default", gitlab.JobSpec{Project: other})
+	attacker := hold(t, "default", gitlab.JobSpec{Project: projectOf(t, "other")})
 	busybox := registry.Image(images.Busybox)
 	victim.pull(busybox)
 	id := victim.must("run", "-d", "--name", "victim", "-e", "PASSWORD=hunter2", busybox, "sleep", "1000")
@@ -137,7 +137,7 @@ func TestHTTP2(t *testing.T) {
 // TestFlood has a job send more than anybody needs; others do not notice.
 func TestFlood(t *testing.T) {
 	j := hold(t, "default", gitlab.JobSpec{})
-	bystander := hold(t, "default", gitlab.JobSpec{Project: other})
+	bystander := hold(t, "default", gitlab.JobSpec{Project: projectOf(t, "other")})
 	for name, body := range map[string]string{
 		"large":     `{"Image":"` + strings.Repeat("x", 9<<20) + `"}`,
 		"deep":      `{"Labels":` + strings.Repeat("[", 1<<20) + strings.Repeat("]", 1<<20) + `}`,

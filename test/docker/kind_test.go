@@ -35,9 +35,6 @@ func nested() []string {
 // TestKind has jobs run nodes of a cluster, and ends one in order and one by
 // killing its runner's stage.
 func TestKind(t *testing.T) {
-	if missing == "" && cli == "" {
-		t.Skip("docker is not installed")
-	}
 	j := enqueue(t, "kind", gitlab.JobSpec{Script: nested()})
 	require.Equal(t, gitlab.Success, ended(t, j))
 	require.Contains(t, j.Log(), "\nnested\n")

@@ -22,6 +22,7 @@ import (
 	"gitlab.com/berth-ci/berth/executor"
 	"gitlab.com/berth-ci/berth/node/api"
 	"gitlab.com/berth-ci/berth/node/config"
+	"gitlab.com/berth-ci/berth/test/clients"
 	"gitlab.com/berth-ci/berth/test/gitlab"
 	"gitlab.com/berth-ci/berth/test/images"
 	"gitlab.com/berth-ci/berth/test/runner"
@@ -35,9 +36,8 @@ var (
 	registry *images.Registry
 	node     *testnode.Node
 	server   *gitlab.Server
-	project  *gitlab.Project
-	other    *gitlab.Project
-	cli      string // the docker client, empty where there is none
+	projects = map[string]*gitlab.Project{}
+	cli      string // the docker client
 	runners  = map[string]*runner.Process{}
 	scratch  string
 	starting sync.Mutex
@@ -76,7 +76,9 @@ func run(m *testing.M) (status int, err error) {
 	if programs, err = testnode.Build(ctx, scratch); err != nil {
 		return 0, err
 	}
-	cli, _ = exec.LookPath("docker")
+	if cli, err = clients.Docker(ctx, scratch); err != nil {
+		return 0, err
+	}
 	if registry, err = images.Serve(ctx); err != nil {
 		return 0, err
 	}
@@ -89,13 +91,6 @@ func run(m *testing.M) (status int, err error) {
 		return 0, err
 	}
 	defer server.Close()
-	files := fstest.MapFS{"README": {Data: []byte("read me\n")}, "src/main": {Data: []byte("content of main\n")}}
-	if project, err = server.AddProject("group/project", files); err != nil {
-		return 0, err
-	}
-	if other, err = server.AddProject("group/other", files); err != nil {
-		return 0, err
-	}
 	defer func() {
 		for _, p := range runners {
 			ctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -118,9 +113,7 @@ func profiles(c *config.Config) {
 		scratch + "/given:/given:ro", filepath.Join(scratch, plugins) + ":/usr/local/lib/docker/cli-plugins:ro",
 		shared + ":" + shared,
 	}
-	if cli != "" {
-		defaults.Mounts = append(defaults.Mounts, cli+":/usr/local/bin/docker:ro")
-	}
+	defaults.Mounts = append(defaults.Mounts, cli+":/usr/local/bin/docker:ro")
 	without := defaults
 	without.Docker = false
 	kind := defaults
@@ -132,6 +125,25 @@ func profiles(c *config.Config) {
 	c.Profiles = map[string]executor.Profile{"default": defaults, "without": without, "kind": kind, "confined": confined}
 }
 
+// projectOf makes a project of a test's own: images that jobs make stay for the
+// jobs that come.
+func projectOf(t testing.TB, name string) *gitlab.Project {
+	t.Helper()
+	if missing != "" {
+		t.Skip(missing)
+	}
+	test, _, _ := strings.Cut(t.Name(), "/")
+	path := strings.ToLower(test) + "/" + name
+	starting.Lock()
+	defer starting.Unlock()
+	if projects[path] == nil {
+		made, err := server.AddProject(path, fstest.MapFS{"README": {Data: []byte("read me\n")}, "src/main": {Data: []byte("content of main\n")}})
+		require.NoError(t, err)
+		projects[path] = made
+	}
+	return projects[path]
+}
+
 // enqueue makes a job for the runner of a profile.
 func enqueue(t testing.TB, profile string, spec gitlab.JobSpec) *gitlab.Job {
 	t.Helper()
@@ -139,7 +151,7 @@ func enqueue(t testing.TB, profile string, spec gitlab.JobSpec) *gitlab.Job {
 		t.Skip(missing)
 	}
 	if spec.Project == nil {
-		spec.Project = project
+		spec.Project = projectOf(t, "project")
 	}
 	if spec.Name == "" {
 		spec.Name = t.Name()
@@ -246,9 +258,6 @@ func client(t testing.TB, host, stdin string, args ...string) (string, error) {
 // command calls the docker client in a directory.
 func command(t testing.TB, host, dir, stdin string, env []string, args ...string) (string, error) {
 	t.Helper()
-	if cli == "" {
-		t.Skip("docker is not installed")
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, cli, args...)

@@ -26,7 +26,7 @@ func TestPoisonedService(t *testing.T) {
 	}{
 		"own":      {gitlab.JobSpec{Protected: &not}, true},
 		"trusted":  {gitlab.JobSpec{Protected: &yes}, false},
-		"stranger": {gitlab.JobSpec{Project: other, Protected: &not}, false},
+		"stranger": {gitlab.JobSpec{Project: projectOf(t, "other"), Protected: &not}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.spec.Services = []gitlab.Image{{Name: web, Alias: "web", PullPolicies: []string{"if-not-present"}}}
@@ -50,7 +50,7 @@ func TestPoisonedBase(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM "+busybox+"\nRUN if [ -e /evil ]; then echo evil; else echo good; fi >/which\n"), 0o644))
 	attacker.must("build", "-t", "made:1", dir)
 	require.Equal(t, "evil", attacker.must("run", "--rm", "made:1", "cat", "/which"))
-	for _, spec := range []gitlab.JobSpec{{Protected: &yes}, {Project: other, Protected: &not}} {
+	for _, spec := range []gitlab.JobSpec{{Protected: &yes}, {Project: projectOf(t, "other"), Protected: &not}} {
 		j := hold(t, "default", spec)
 		j.must("build", "-t", "made:2", dir)
 		require.Equal(t, "good", j.must("run", "--rm", "made:2", "cat", "/which"))

@@ -188,7 +188,7 @@ func TestOwnRegistry(t *testing.T) {
 	}
 	j.must("run", "--rm", "--privileged", web, "true") // the test can fail
 	// A job has its own localhost.
-	stranger := hold(t, "default", gitlab.JobSpec{Project: other})
+	stranger := hold(t, "default", gitlab.JobSpec{Project: projectOf(t, "other")})
 	out, err := stranger.docker("pull", "localhost:"+local+"/test/web:1")
 	require.Error(t, err, out)
 	require.Contains(t, out, "connection refused")

@@ -24,9 +24,6 @@ func needTestcontainers(t *testing.T) {
 	if missing != "" {
 		t.Skip(missing)
 	}
-	if cli == "" {
-		t.Skip("docker is not installed")
-	}
 	testcontainersOnce.Do(func() {
 		require.NoError(t, clients.Testcontainers(t.Context(), filepath.Join(scratch, work)))
 		program, err := clients.Reaper(t.Context(), t.TempDir())

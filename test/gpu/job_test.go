@@ -317,9 +317,7 @@ func TestLeftover(t *testing.T) {
 // TestDocker starts containers by the job's docker endpoint: they get GPUs of
 // the job's lease, and of no other.
 func TestDocker(t *testing.T) {
-	if _, err := exec.LookPath("docker"); err != nil {
-		t.Skip("needs the docker client")
-	}
+	needDocker(t)
 	run := "docker run --rm --pull never "
 	image := " " + registryImage(images.Git) + " "
 	j := start(t, gitlab.JobSpec{
@@ -382,9 +380,7 @@ func lines(text, line string) int {
 // TestPrivilegedDocker: the job's cgroup keeps other GPUs even from those who
 // may do all.
 func TestPrivilegedDocker(t *testing.T) {
-	if _, err := exec.LookPath("docker"); err != nil {
-		t.Skip("needs the docker client")
-	}
+	needDocker(t)
 	run := "docker run --rm --pull never --privileged "
 	image := " " + registryImage(images.Git) + " "
 	for count, want := range map[string]int{"0": 0, "1": 1} {
@@ -443,15 +439,8 @@ func TestImageAsks(t *testing.T) {
 
 // TestCompose has a project ask for GPUs in all ways of a compose file.
 func TestCompose(t *testing.T) {
-	if _, err := exec.LookPath("docker"); err != nil {
-		t.Skip("needs the docker client")
-	}
-	if os.Getenv("PROGRAMS") != "" {
-		t.Skip("needs Go")
-	}
-	if missing == "" {
-		require.NoError(t, clients.Compose(t.Context(), filepath.Join(dir, plugins)))
-	}
+	needDocker(t)
+	require.NoError(t, clients.Compose(t.Context(), filepath.Join(dir, plugins)))
 	ask := func(service, devices string) string {
 		return service + ": {image: " + registryImage(images.Git) + ", pull_policy: never, command: ls /dev, " + devices + "}"
 	}

@@ -23,6 +23,7 @@ import (
 	"gitlab.com/berth-ci/berth/executor"
 	"gitlab.com/berth-ci/berth/gpu/nvml/nvmltest"
 	"gitlab.com/berth-ci/berth/node/config"
+	"gitlab.com/berth-ci/berth/test/clients"
 	"gitlab.com/berth-ci/berth/test/gitlab"
 	"gitlab.com/berth-ci/berth/test/images"
 	"gitlab.com/berth-ci/berth/test/runner"
@@ -124,7 +125,26 @@ func build(ctx context.Context) (testnode.Programs, error) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return testnode.Programs{}, fmt.Errorf("build berth-gpu: %w: %s", err, out)
 	}
+	if _, err := clients.Docker(ctx, dir); err != nil {
+		return testnode.Programs{}, err
+	}
 	return testnode.Build(ctx, dir)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// needDocker skips a test where the programs came without a docker client.
+func needDocker(t *testing.T) {
+	t.Helper()
+	if missing != "" {
+		t.Skip(missing)
+	}
+	if !exists(filepath.Join(dir, "docker")) {
+		t.Skip("PROGRAMS has no docker client")
+	}
 }
 
 func root() string { return filepath.Join(dir, "driver") }
@@ -147,7 +167,7 @@ func configure(c *config.Config) {
 	c.Docker.Enabled = true
 	p, privileged := testnode.Profile(registry), testnode.Profile(registry)
 	p.GPU.PerJob = 3
-	if docker, err := exec.LookPath("docker"); err == nil {
+	if docker := filepath.Join(dir, "docker"); exists(docker) {
 		p.Mounts = append(p.Mounts, docker+":/usr/local/bin/docker:ro", filepath.Join(dir, plugins)+":/usr/local/lib/docker/cli-plugins:ro")
 	}
 	privileged.PrivilegedImages, privileged.DockerPrivilegedImages = []string{"**"}, []string{"**"}
