@@ -115,7 +115,7 @@ func attack(t *testing.T, profile string) {
 	}
 	// Nor has any of them read what is the host's into what they leave each other.
 	spec := verify
-	spec.Protected, spec.Script = no, []string{"cat deps/secret again/etc/shadow in/side/f/secret 2>/dev/null || true; ls deps again in/side | tail -50"}
+	spec.Protected, spec.Script = no, []string{"cat deps/secret again/etc/shadow in/side/f/secret 2>/dev/null || true; ls deps again in/side || true"}
 	require.NotContains(t, p.run(spec), "of the host")
 }
 

@@ -104,11 +104,11 @@ rm -f aa
 network rm n1 n2
 network rm n2
 network inspect n2
-run -d --name pp -p 8080:80 -p 127.0.0.1:5353:53/udp $IMAGE sleep 1000
+run -d --name pp -p 28080:80 -p 127.0.0.1:25353:53/udp $IMAGE sleep 1000
 inspect -f {{.HostConfig.PortBindings}} pp
 port pp
 port pp 53/udp
-run --rm --name taken -p 8080:80 $IMAGE true
+run --rm --name taken -p 28080:80 $IMAGE true
 ps -a --format {{.Names}}|{{.Ports}}
 rm -f pp
 run --rm --read-only --tmpfs /run --cap-drop ALL --user 1000:1000 --ulimit nofile=100 $IMAGE sh -c "id -u; ulimit -n; touch /x"
