@@ -44,12 +44,7 @@ func cacheListCommand(socket *string, asJSON *bool) *cobra.Command {
 // printCaches prints a table, or a JSON object a line.
 func printCaches(w io.Writer, list []api.Cache, asJSON bool) error {
 	if asJSON {
-		for _, c := range list {
-			if err := json.NewEncoder(w).Encode(c); err != nil {
-				return err
-			}
-		}
-		return nil
+		return printJSON(w, list)
 	}
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "PROJECT\tKEY\tKIND\tSIZE\tUSED\tGENERATION\tSTATE")

@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -58,12 +57,7 @@ nothing else has a part in it.`,
 // printImages prints a table, or a JSON object a line.
 func printImages(w io.Writer, list []api.Image, asJSON bool) error {
 	if asJSON {
-		for _, i := range list {
-			if err := json.NewEncoder(w).Encode(i); err != nil {
-				return err
-			}
-		}
-		return nil
+		return printJSON(w, list)
 	}
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "IMAGE\tPROJECT\tTIER\tSIZE\tUNIQUE\tUSED\tIN USE BY")

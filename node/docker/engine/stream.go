@@ -13,10 +13,10 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Buffer is for each direction of a stream.
-const Buffer = 128 << 10
+// bufferSize is for each direction of a stream.
+const bufferSize = 128 << 10
 
-var buffers = sync.Pool{New: func() any { b := make([]byte, Buffer); return &b }}
+var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
 
 // Copy copies a stream with a buffer from the pool.
 func Copy(w io.Writer, r io.Reader) (int64, error) {
