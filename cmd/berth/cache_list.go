@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -130,12 +129,7 @@ func printUsage(w io.Writer, list []api.Cache, asJSON bool) error {
 		return cmp.Or(cmp.Compare(b.Size, a.Size), strings.Compare(a.Project, b.Project))
 	})
 	if asJSON {
-		for _, u := range all {
-			if err := json.NewEncoder(w).Encode(u); err != nil {
-				return err
-			}
-		}
-		return nil
+		return printJSON(w, all)
 	}
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "PROJECT\tCACHES\tSIZE\tREMOVABLE\tUSED")
