@@ -143,11 +143,11 @@ func child(text string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := e.Retake(ctx, buildkit.Held{}); err != nil {
-		return err
-	}
 	if round := os.Getenv(stressChildEnv); round != "" {
 		return stressChild(ctx, e, round)
+	}
+	if _, err := e.Retake(ctx, buildkit.Held{}); err != nil {
+		return err
 	}
 	m, err := e.Mounts().Acquire(ctx, cachemount.Request{Key: "p/locked", Job: "job", Sharing: spec.Locked})
 	if err != nil {

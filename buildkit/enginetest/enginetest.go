@@ -92,7 +92,7 @@ func New(tb testing.TB) *Engine {
 // Open opens the engine and takes back what jobs hold.
 func (e *Engine) Open(held buildkit.Held) buildkit.Taken {
 	e.tb.Helper()
-	e.open()
+	e.Start()
 	taken, err := e.Retake(e.tb.Context(), held)
 	if err != nil {
 		e.tb.Fatal(err)
@@ -123,14 +123,15 @@ func (e *Engine) Restart(held buildkit.Held) buildkit.Taken {
 	return e.Open(held)
 }
 
-// Reopen is Restart for a test that takes back by itself what jobs hold.
+// Reopen is Restart for such a test as Start is for.
 func (e *Engine) Reopen() {
 	e.tb.Helper()
 	e.close()
-	e.open()
+	e.Start()
 }
 
-func (e *Engine) open() {
+// Start opens the engine for a test that takes back by itself what jobs hold.
+func (e *Engine) Start() {
 	e.tb.Helper()
 	var err error
 	if e.Engine, err = buildkit.Open(e.tb.Context(), e.Config); err != nil {

@@ -3,6 +3,8 @@ package generation
 import (
 	"context"
 	"errors"
+
+	"github.com/moby/buildkit/cache"
 )
 
 // FlattenAt is the depth from which chains are flattened.
@@ -41,12 +43,24 @@ func (s *Store) Flatten(ctx context.Context, key string) (err error) {
 	return drop(ctx, flat)
 }
 
-// CommitAlone does what Publish does until there is a layer, and no more, as one that is killed.
-func (c *Clone) CommitAlone(ctx context.Context, finalize bool) (err error) {
-	if finalize {
-		_, err = commit(ctx, c.ref)
-	} else {
-		_, err = c.ref.Commit(ctx)
+// PublishSteps are those that Publish takes one after another, when there is something to publish.
+var PublishSteps = []string{"commit", "tell", "finalize", "mark", "enter"}
+
+// PublishUntil does what Publish does up to a step, as one that is killed then.
+func (c *Clone) PublishUntil(ctx context.Context, last string) error {
+	info := c.info()
+	var ref cache.ImmutableRef
+	steps := map[string]func() error{
+		"commit":   func() (err error) { ref, err = c.ref.Commit(ctx); return err },
+		"tell":     func() error { return writeInfo(ref, info) },
+		"finalize": func() error { return ref.Finalize(ctx) },
+		"mark":     func() error { return mark(ref) },
+		"enter":    func() error { return enter(ref, info.Key) },
 	}
-	return err
+	for _, name := range PublishSteps {
+		if err := steps[name](); err != nil || name == last {
+			return err
+		}
+	}
+	return nil
 }

@@ -35,14 +35,15 @@ func (s *Store) flatten(ctx context.Context, ref cache.ImmutableRef, info Info) 
 	if err != nil {
 		return nil, Info{}, errors.Join(err, drop(ctx, flat))
 	}
-	done, err := commit(ctx, flat)
+	info.Depth, info.Base = 1, ""
+	done, err := commit(ctx, flat, info)
 	if err != nil {
 		return nil, Info{}, errors.Join(err, drop(ctx, flat))
 	}
 	usage, err := s.Snapshots.Usage(ctx, done.ID())
 	if err == nil {
-		info.ID, info.Depth, info.Base, info.Size = done.ID(), 1, "", usage.Size
-		err = mark(done, info)
+		info.ID, info.Size = done.ID(), usage.Size
+		err = mark(done)
 	}
 	if err != nil {
 		return nil, Info{}, errors.Join(err, drop(ctx, done))

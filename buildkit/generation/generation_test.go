@@ -145,6 +145,7 @@ func TestPublish(t *testing.T) {
 	if err != nil || changed || same.Number != 3 {
 		t.Errorf("published without a change: %+v, %v, %v", same, changed, err)
 	}
+	f.must(c.Discard(t.Context()))
 	if list := f.Generations().List("k"); len(list) != 3 || list[2].Job != "one" {
 		t.Errorf("generations %+v", list)
 	}
@@ -358,22 +359,69 @@ func TestRetake(t *testing.T) {
 	}
 }
 
-// Data that was not on disk when the host went down is not served.
-// What a clone was about to become is nobody's after a crash, and goes.
-func TestUnmarkedLayers(t *testing.T) {
-	for name, finalize := range map[string]bool{"committed": false, "finalized": true} {
-		t.Run(name, func(t *testing.T) {
-			f := newFixture(t)
-			c := f.clone("k", "job")
-			f.write(c, "a", "1")
-			f.must(c.Unmount())
-			f.must(c.CommitAlone(t.Context(), finalize))
-			f.Restart(buildkit.Held{})
-			left, err := f.Unguarded().CacheManager().DiskUsage(t.Context(), client.DiskUsageInfo{})
-			f.must(err)
-			if len(left) > 0 {
-				t.Errorf("%d records are left, the first is %+v", len(left), left[0])
+// What a job was publishing when berthd was killed is published, or still its own to publish again. If the job is gone,
+// so is that.
+func TestKilledAmidPublish(t *testing.T) {
+	for _, step := range generation.PublishSteps {
+		t.Run(step, func(t *testing.T) {
+			killed := func(key string) (fixture, generation.Record) {
+				f := newFixture(t)
+				f.job(key, "a", "0")
+				c := f.clone(key, "job")
+				f.write(c, "a", "1")
+				c.Note("commit 1")
+				f.must(c.Unmount())
+				f.must(c.PublishUntil(t.Context(), step))
+				return f, c.Record()
 			}
+			t.Run("job lives", func(t *testing.T) {
+				f, r := killed("k")
+				taken := f.Restart(buildkit.Held{Clones: []generation.Record{r}})
+				if len(taken.Clones)+len(taken.Lost.Clones) != 1 {
+					t.Fatalf("taken back: %+v", taken)
+				}
+				for _, c := range taken.Clones {
+					c.Note("commit 1")
+					f.publish(c)
+				}
+				info, ok := f.Generations().Published(r)
+				if !ok || info.Number != 2 || info.Note != "commit 1" || info.Size == 0 {
+					t.Errorf("published: %v, %+v", ok, info)
+				}
+				// Once, and for good.
+				f.Restart(buildkit.Held{Clones: []generation.Record{r}})
+				list := f.Generations().List("k")
+				if len(list) != 2 || list[1].ID != info.ID || list[1].Number != 2 {
+					t.Errorf("generations after another restart: %+v, want the second to be %+v", list, info)
+				}
+				f.expect("the newest", f.newest("k", "a"), "1")
+			})
+			t.Run("what it began with was withdrawn", func(t *testing.T) {
+				f, r := killed("k")
+				f.must(f.Generations().Remove(t.Context(), "k", true))
+				taken := f.Restart(buildkit.Held{Clones: []generation.Record{r}})
+				for _, c := range taken.Clones {
+					if _, _, err := c.Publish(t.Context()); !errdefs.IsAborted(err) {
+						t.Errorf("publish: %v", err)
+					}
+					f.must(c.Discard(t.Context()))
+				}
+				if list := f.Generations().List("k"); len(list) != 0 {
+					t.Errorf("generations %+v", list)
+				}
+			})
+			t.Run("job is gone", func(t *testing.T) {
+				f, _ := killed("k")
+				f.Restart(buildkit.Held{})
+				f.expect("the newest", f.newest("k", "a"), "0")
+				f.must(f.Generations().Remove(t.Context(), "k", false))
+				f.must(f.Generations().Collect(t.Context()))
+				left, err := f.Unguarded().CacheManager().DiskUsage(t.Context(), client.DiskUsageInfo{})
+				f.must(err)
+				if len(left) > 0 {
+					t.Errorf("%d records are left, the first is %+v", len(left), left[0])
+				}
+			})
 		})
 	}
 }
@@ -399,6 +447,7 @@ func TestRetakeWithoutLayer(t *testing.T) {
 	f.must(again.Discard(t.Context()))
 }
 
+// Data that was not on disk when the host went down is not served.
 func TestCrash(t *testing.T) {
 	f := newFixture(t)
 	f.job("k", "f", "1")

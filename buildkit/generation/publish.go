@@ -15,7 +15,8 @@ import (
 )
 
 // Publish ends the clone and makes what it holds the newest generation of its key. The job's containers must no longer
-// see it. If nothing was changed, the generation that it was cloned from is returned, and changed is false.
+// see it. If nothing was changed, the generation that it was cloned from is returned, and changed is false; the clone
+// is left for Discard, so that who is killed before he has noted the outcome finds it again.
 //
 // A clone of a generation that was withdrawn is not published: errdefs.ErrAborted. After any error Discard drops the
 // clone, which Ended tells to be good for nothing else, or not.
@@ -27,7 +28,7 @@ func (c *Clone) Publish(ctx context.Context) (info Info, changed bool, err error
 		return Info{}, false, err
 	}
 	if same {
-		return *c.record.Base, false, c.discard(ctx)
+		return *c.record.Base, false, nil
 	}
 	ref, info, err := c.commit(ctx)
 	if err != nil {
@@ -98,16 +99,22 @@ func (c *Clone) unchanged(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// commit ends the clone and makes a layer of it.
-func (c *Clone) commit(ctx context.Context) (cache.ImmutableRef, Info, error) {
+// info is what the clone is published as. Its number, and the size of its own layer, come last.
+func (c *Clone) info() Info {
 	info := Info{Key: c.record.Key, Depth: len(c.overlay.Lower) + 1, Job: c.record.Job, Created: time.Now().UTC(), Note: c.note, Clone: c.record.ID, Boot: c.store.boot}
 	if c.record.Base != nil {
 		info.Base, info.Size = c.record.Base.ID, c.record.Base.Size
 	}
+	return info
+}
+
+// commit ends the clone and makes a layer of it.
+func (c *Clone) commit(ctx context.Context) (cache.ImmutableRef, Info, error) {
+	info := c.info()
 	if info.Depth > deepest {
 		return nil, Info{}, fmt.Errorf("publish cache %q: it has %d layers, and could not be flattened: %w", info.Key, info.Depth, errdefs.ErrResourceExhausted)
 	}
-	ref, err := commit(ctx, c.ref)
+	ref, err := commit(ctx, c.ref, info)
 	if err != nil {
 		return nil, Info{}, fmt.Errorf("publish cache %q: %w", info.Key, err)
 	}
@@ -125,12 +132,16 @@ func (c *Clone) Ended() bool {
 // Current is an error if the clone would not be published, since what it was made of was withdrawn: errdefs.ErrAborted.
 func (c *Clone) Current(ctx context.Context) error { return c.store.current(ctx, c.record) }
 
-// commit makes a writable record a layer. The record is its new reference's then, which may not be released before it
-// is finalized: its data would go.
-func commit(ctx context.Context, m cache.MutableRef) (cache.ImmutableRef, error) {
+// commit makes a writable record a layer, which tells from the first moment what it is to become: after it was
+// finalized there is no record any more that it was. The record is its new reference's, which may not be released before
+// it is finalized: its data would go.
+func commit(ctx context.Context, m cache.MutableRef, info Info) (cache.ImmutableRef, error) {
 	ref, err := m.Commit(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("commit layer: %w", err)
+	}
+	if err := writeInfo(ref, info); err != nil {
+		return nil, err
 	}
 	if err := ref.Finalize(ctx); err != nil {
 		return nil, fmt.Errorf("finalize layer: %w", err)
@@ -149,7 +160,7 @@ func (s *Store) publish(ctx context.Context, ref cache.ImmutableRef, info Info, 
 	info.Size += usage.Size
 	marked := info.Depth >= flattenNow
 	if marked {
-		if err := mark(ref, info); err != nil {
+		if err := mark(ref); err != nil {
 			return Info{}, err
 		}
 		flat, shallow, err := s.flatten(ctx, ref, info)
@@ -176,15 +187,17 @@ func (s *Store) publish(ctx context.Context, ref cache.ImmutableRef, info Info, 
 	if n := len(list); n > 0 {
 		info.Number = list[n-1].Number + 1
 	}
-	write := mark
-	if marked {
-		write = func(ref cache.ImmutableRef, info Info) error { return writeInfo(ref, info) }
-	}
-	if err := write(ref, info); err != nil {
-		return Info{}, err
+	if !marked {
+		if err := mark(ref); err != nil {
+			return Info{}, err
+		}
 	}
 	if err := enter(ref, info.Key); err != nil {
 		return Info{}, err
+	}
+	// With the number it is published.
+	if err := writeInfo(ref, info); err != nil {
+		return Info{}, errors.Join(err, retire(ref))
 	}
 	l.set(append(slices.Clone(list), info))
 	s.settleSoon(info)
@@ -194,11 +207,9 @@ func (s *Store) publish(ctx context.Context, ref cache.ImmutableRef, info Info, 
 	return info, nil
 }
 
-// mark makes a layer one of a key's, which Collect takes if it is never published, and BuildKit's own GC does not.
-func mark(ref cache.ImmutableRef, info Info) error {
-	if err := writeInfo(ref, info); err != nil { // first, since it is what Collect finds
-		return err
-	}
+// mark makes a layer, whose info is written, one that BuildKit's own GC does not take, but Collect, if it is never
+// published.
+func mark(ref cache.ImmutableRef) error {
 	if err := ref.SetRecordType(TypeGeneration); err != nil {
 		return fmt.Errorf("mark generation: %w", err)
 	}

@@ -19,7 +19,7 @@ import (
 // Retake takes back, after a restart, the clones of jobs that live on, by what their journals say, and discards all
 // others. What is mounted stays mounted: a job sees nothing of it. Until it was called no clone is made.
 //
-// Clones that were published, or are gone, come back as lost.
+// Clones that were being published are published now. They, and those that are gone, come back as lost.
 func (s *Store) Retake(ctx context.Context, records []Record) (clones []*Clone, lost []Record, err error) {
 	kept := map[string]bool{"empty": true}
 	for _, r := range records {
@@ -28,6 +28,9 @@ func (s *Store) Retake(ctx context.Context, records []Record) (clones []*Clone, 
 		// Who was killed while it discarded a clone may have left the record without the layer.
 		case cache.IsNotFound(err), errdefs.IsNotFound(err):
 			lost = append(lost, r)
+			if err := s.rollForward(ctx, r); err != nil {
+				logrus.WithError(err).WithField("cache", r.Key).Warn("cannot publish a cache that was being published")
+			}
 		case err != nil:
 			return nil, nil, err
 		default:
@@ -51,11 +54,51 @@ func (s *Store) retake(ctx context.Context, r Record) (*Clone, error) {
 		return nil, fmt.Errorf("take back clone of cache %q: %w", r.Key, err)
 	}
 	o, err := s.overlay(ctx, r.ID)
-	if err != nil {
-		// Its layer is another's already if it was being published.
+	switch {
+	case errdefs.IsNotFound(err):
 		return nil, errors.Join(err, drop(ctx, ref))
+	case err != nil:
+		return nil, err // the job may need it yet
 	}
 	return &Clone{store: s, ref: ref, record: r, overlay: o}, nil
+}
+
+// rollForward publishes the layer that a clone has become, if whoever published it was killed before that was done.
+func (s *Store) rollForward(ctx context.Context, r Record) error {
+	if _, ok := s.Published(r); ok {
+		return nil
+	}
+	records, err := s.records(ctx, r.Key)
+	if err != nil {
+		return err
+	}
+	for _, known := range records {
+		info := known.info
+		if info.Clone != r.ID || info.Number != 0 || info.Withdrawn || info.Boot != s.boot {
+			continue
+		}
+		ref, err := s.Cache.Get(ctx, info.ID, nil)
+		if cache.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("get layer of clone: %w", err)
+		}
+		info.Size = 0
+		if info.Base != "" && r.Base != nil {
+			info.Size = r.Base.Size
+		}
+		info, err = s.publish(ctx, ref, info, r)
+		switch {
+		case errdefs.IsAborted(err):
+			return nil
+		case err != nil:
+			return err
+		}
+		logrus.WithFields(logrus.Fields{"cache": r.Key, "generation": info.Number, "job": r.Job}).Info("published what was being published")
+		return nil
+	}
+	return nil
 }
 
 // unmountAll removes the mounts of jobs that are gone.

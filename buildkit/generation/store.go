@@ -101,7 +101,8 @@ func (s *Store) findLayers(ctx context.Context) (dir string, err error) {
 }
 
 // load reads the index. It drops generations whose data was not on disk when the host went down, since nobody knows
-// what is left of them, and those that a flat one was to take the place of.
+// what is left of them, those that a flat one was to take the place of, and those not yet published, which Retake sees
+// to.
 func (s *Store) load(ctx context.Context) error {
 	found, err := s.Cache.Search(ctx, entryIndex, true)
 	if err != nil {
@@ -110,7 +111,7 @@ func (s *Store) load(ctx context.Context) error {
 	records := map[string]cache.RefMetadata{}
 	for _, md := range found {
 		info, err := readInfo(md)
-		if err != nil || info.Boot != "" && info.Boot != s.boot {
+		if err != nil || info.Boot != "" && info.Boot != s.boot || info.Number == 0 {
 			if err := retire(md); err != nil {
 				return err
 			}

@@ -39,6 +39,8 @@ type Mount struct {
 	// Lent is a shared directory, Clone a copy; neither is an empty directory in their place.
 	Lent  *cachemount.Record `json:"lent,omitempty"`
 	Clone *generation.Record `json:"clone,omitempty"`
+	// Outcome is what the job is told of the copy's having been published; empty if it was not.
+	Outcome string `json:"outcome,omitempty"`
 }
 
 // What BERTH_CACHE_HIT_… may say.

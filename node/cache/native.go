@@ -28,7 +28,8 @@ type Entry struct {
 	Base *generation.Record `json:"base,omitempty"`
 	// Part is the clone whose layers are in the tree for it.
 	Part  string `json:"part,omitempty"`
-	Saved bool   `json:"saved,omitempty"`
+	// Outcome is what the job is told of its having been saved; empty if it was not.
+	Outcome string `json:"outcome,omitempty"`
 }
 
 func (j *Job) selection(e *Entry, untracked []byte) worktree.Selection {
@@ -226,10 +227,12 @@ func (j *Job) saveEntries(ctx context.Context, untracked []byte, success bool, n
 func (j *Job) due(success bool, note func(string)) (due []*Entry) {
 	for i := range j.record.Entries {
 		e := &j.record.Entries[i]
-		if !e.Cache.Pushes(success) || e.Saved {
+		if !e.Cache.Pushes(success) {
 			continue
 		}
 		switch why := refusal(j.record.Identity, j.record.Policy.Publish, j.record.Publish); {
+		case e.Outcome != "": // before a restart
+			note(fmt.Sprintf("Cache %s: %s", e.Cache.Key, e.Outcome))
 		case e.Key == "":
 			note(fmt.Sprintf("WARNING: cache %s: not saved, since its key is not known", e.Cache.Key))
 		case why != "":
@@ -281,13 +284,17 @@ func (j *Job) saveOne(ctx context.Context, e *Entry, untracked []byte, inUse boo
 	if err != nil {
 		return "", err
 	}
-	if err := j.follow(ctx, e, c.Record(), info); err != nil {
+	if err := j.follow(ctx, e, c.Record(), info, changed); err != nil {
 		// Its layers are still where they were, and the newest are the last that GC takes.
 		j.log.WithError(err).Warn("a job keeps the layers of what it has published without holding them")
-		return published(info, changed), nil
+		return e.Outcome, nil
 	}
-	delete(j.clones, c.Record().ID)
-	return published(info, changed), nil
+	if changed {
+		delete(j.clones, c.Record().ID)
+	} else if err := j.discard(ctx, c.Record().ID); err != nil {
+		j.log.WithError(err).Warn("cannot discard a clone")
+	}
+	return e.Outcome, nil
 }
 
 // stackOf is the tree as one of its caches sees it.
@@ -357,8 +364,9 @@ func (j *Job) fill(ctx context.Context, e *Entry, plan *worktree.Plan, c *genera
 }
 
 // follow has the tree show the published generation where it shows the clone that became it.
-func (j *Job) follow(ctx context.Context, e *Entry, was generation.Record, info generation.Info) error {
-	e.Saved = true
+func (j *Job) follow(ctx context.Context, e *Entry, was generation.Record, info generation.Info, changed bool) error {
+	e.Outcome = published(info, changed)
+	j.record.Saving = slices.DeleteFunc(j.record.Saving, func(r generation.Record) bool { return r.ID == was.ID })
 	for i, p := range j.record.Parts {
 		if p.Clone.ID != was.ID {
 			continue

@@ -52,8 +52,8 @@ func (j *Job) followParts(ctx context.Context) error {
 			return fmt.Errorf("a layer of cache %q is lost: %w", p.Clone.Key, errdefs.ErrDataLoss)
 		}
 		for i := range j.record.Entries {
-			if e := &j.record.Entries[i]; e.Key == p.Clone.Key && !e.Saved {
-				if err := j.follow(ctx, e, p.Clone, info); err != nil {
+			if e := &j.record.Entries[i]; e.Key == p.Clone.Key && e.Outcome == "" {
+				if err := j.follow(ctx, e, p.Clone, info, true); err != nil {
 					return err
 				}
 				break

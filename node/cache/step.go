@@ -88,6 +88,10 @@ func (j *Job) Finish(ctx context.Context, success bool) (*api.CacheResult, error
 	// Those that lie in others first.
 	for i := range slices.Backward(j.record.Mounts) {
 		m := &j.record.Mounts[i]
+		if m.Outcome != "" { // before a restart
+			result.Lines = append(result.Lines, fmt.Sprintf("Cache %s: %s", m.Spec.ID, m.Outcome))
+			continue
+		}
 		if m.Spec.Sharing != spec.Snapshot || m.Clone == nil || m.Spec.ReadOnly {
 			continue
 		}
@@ -114,8 +118,8 @@ func (j *Job) publish(ctx context.Context, m *Mount, success bool) (string, erro
 	c := j.clones[m.Clone.ID]
 	if c == nil {
 		if info, ok := j.became(*m.Clone); ok {
-			m.Clone = nil
-			return published(info, true), nil
+			m.Clone, m.Outcome = nil, published(info, true)
+			return m.Outcome, nil
 		}
 		return "", fmt.Errorf("the job's copy is lost: %w", errdefs.ErrNotFound)
 	}
@@ -128,16 +132,23 @@ func (j *Job) publish(ctx context.Context, m *Mount, success bool) (string, erro
 	if err != nil && !errdefs.IsAborted(err) {
 		return "", err
 	}
+	id := m.Clone.ID
+	m.Clone, m.Outcome = nil, "not published: what the job began with was withdrawn meanwhile"
 	if err == nil {
-		delete(j.clones, m.Clone.ID)
-	} else if err := j.discard(ctx, m.Clone.ID); err != nil {
+		m.Outcome = published(info, changed)
+	}
+	if err == nil && changed {
+		delete(j.clones, id)
+		return m.Outcome, nil
+	}
+	// Who is killed between the two finds it still, or has noted that it is gone.
+	if err := j.write(); err != nil {
 		return "", err
 	}
-	m.Clone = nil
-	if err != nil {
-		return "not published: what the job began with was withdrawn meanwhile", nil
+	if err := j.discard(ctx, id); err != nil {
+		j.log.WithError(err).Warn("cannot discard a clone")
 	}
-	return published(info, changed), nil
+	return m.Outcome, nil
 }
 
 // published says what became of a cache.
