@@ -27,7 +27,7 @@ type Entry struct {
 	// Base is a clone of the generation that the job got, into which the next may be written; nil if it got none.
 	Base *generation.Record `json:"base,omitempty"`
 	// Part is the clone whose layers are in the tree for it.
-	Part  string `json:"part,omitempty"`
+	Part string `json:"part,omitempty"`
 	// Outcome is what the job is told of its having been saved; empty if it was not.
 	Outcome string `json:"outcome,omitempty"`
 }
