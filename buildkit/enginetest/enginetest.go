@@ -4,6 +4,7 @@
 package enginetest
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -93,11 +94,24 @@ func New(tb testing.TB) *Engine {
 func (e *Engine) Open(held buildkit.Held) buildkit.Taken {
 	e.tb.Helper()
 	e.Start()
-	taken, err := e.Retake(e.tb.Context(), held)
+	taken, err := e.Retake(e.tb.Context(), e.journaled(held))
 	if err != nil {
 		e.tb.Fatal(err)
 	}
 	return taken
+}
+
+// journaled is what a journal gives back of what jobs hold.
+func (e *Engine) journaled(held buildkit.Held) (again buildkit.Held) {
+	e.tb.Helper()
+	text, err := json.Marshal(held)
+	if err == nil {
+		err = json.Unmarshal(text, &again)
+	}
+	if err != nil {
+		e.tb.Fatal(err)
+	}
+	return again
 }
 
 // RemoveSnapshot removes a record's snapshot from containerd while the engine is closed, with the lease that holds it.

@@ -15,7 +15,7 @@ import (
 
 // Info is a generation as it was published.
 type Info struct {
-	ID      string `json:"-"` // of BuildKit's record
+	ID      string // of BuildKit's record
 	Key     string
 	Number  int    // counts up per key
 	Base    string `json:",omitempty"` // the record that it was cloned from
@@ -59,10 +59,11 @@ func writeInfo(md cache.RefMetadata, info Info) error {
 }
 
 func readInfo(md cache.RefMetadata) (Info, error) {
-	info := Info{ID: md.ID()}
+	var info Info
 	if err := json.Unmarshal([]byte(md.GetString(infoValue)), &info); err != nil {
 		return Info{}, fmt.Errorf("read generation %s: %w", md.ID(), err)
 	}
+	info.ID = md.ID() // which is not known when it is first written
 	return info, nil
 }
 

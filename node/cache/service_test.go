@@ -2,6 +2,7 @@ package cache_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io/fs"
 	"os"
@@ -57,7 +58,7 @@ func (n *node) restart() {
 	for _, j := range n.jobs {
 		j.crash = nil
 		survivors = append(survivors, cache.Survivor{
-			Key: j.key, Dir: j.dir, Builds: j.builds, Record: j.journal, Save: j.save, Ended: j.ended,
+			Key: j.key, Dir: j.dir, Builds: j.builds, Record: j.saved(), Save: j.save, Ended: j.ended,
 		})
 	}
 	require.NoError(n, n.service.Retake(n.Context(), survivors))
@@ -85,7 +86,7 @@ type job struct {
 	key, dir, builds string
 	request          executor.Request
 	policy           executor.CachePolicy
-	journal          cache.Record
+	journal          []byte
 	ended            bool
 	lines            []string
 	caches           api.Caches
@@ -107,11 +108,21 @@ func (j *job) save(r cache.Record) error {
 	if j.crash != nil {
 		j.crash()
 	}
-	j.journal = r
+	var err error
+	if j.journal, err = json.Marshal(r); err != nil {
+		return err
+	}
 	if j.crash != nil {
 		j.crash()
 	}
 	return nil
+}
+
+// saved is the record as a berthd that starts reads it.
+func (j *job) saved() (r cache.Record) {
+	j.Helper()
+	require.NoError(j, json.Unmarshal(j.journal, &r))
+	return r
 }
 
 func (j *job) say(line string) { j.lines = append(j.lines, line) }
