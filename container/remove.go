@@ -37,7 +37,7 @@ func Kill(ctx context.Context, client *containerd.Client, job string) error {
 // containers, their snapshots, and the lease. It is idempotent, and goes on
 // past what fails so that one stuck container does not keep the others.
 func Remove(ctx context.Context, client *containerd.Client, job string) error {
-	err := errors.Join(each(ctx, client, job, remove), removeShims(ctx, client, job))
+	err := errors.Join(each(ctx, client, job, remove), removeShims(ctx, client, job), removeBundles(ctx, client, job))
 	if leaseErr := client.LeasesService().Delete(ctx, leases.Lease{ID: LeaseName(job)}); leaseErr != nil && !errdefs.IsNotFound(leaseErr) {
 		err = errors.Join(err, fmt.Errorf("delete lease of job %s: %w", job, leaseErr))
 	}
@@ -153,9 +153,20 @@ func Jobs(ctx context.Context, client *containerd.Client) ([]string, error) {
 		return nil, err
 	}
 	for _, s := range running {
-		if job := s.job(); job != "" {
+		if job := jobOf(s.container); job != "" {
 			jobs = append(jobs, job)
 		}
+	}
+	b, err := bundlesOf(client)
+	if err != nil {
+		return nil, err
+	}
+	left, err := b.containers()
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range left {
+		jobs = append(jobs, jobOf(id))
 	}
 	slices.Sort(jobs)
 	return slices.Compact(jobs), nil

@@ -44,11 +44,10 @@ func shims(client *containerd.Client) ([]shim, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
-	conn, ok := client.Conn().(interface{ Target() string })
-	if !ok {
-		return nil, fmt.Errorf("list shims: the connection to containerd is a %T", client.Conn())
+	address, err := addressOf(client)
+	if err != nil {
+		return nil, err
 	}
-	address := strings.TrimPrefix(conn.Target(), "unix://")
 	var found []shim
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
@@ -66,6 +65,15 @@ func shims(client *containerd.Client) ([]shim, error) {
 	return found, nil
 }
 
+// addressOf is containerd's socket.
+func addressOf(client *containerd.Client) (string, error) {
+	conn, ok := client.Conn().(interface{ Target() string })
+	if !ok {
+		return "", fmt.Errorf("find containerd's socket: the connection to it is a %T", client.Conn())
+	}
+	return strings.TrimPrefix(conn.Target(), "unix://"), nil
+}
+
 func argument(args []string, name string) string {
 	for i := 1; i+1 < len(args); i++ {
 		if args[i] == name {
@@ -78,9 +86,9 @@ func argument(args []string, name string) string {
 // containerPattern matches the names of jobs' containers.
 var containerPattern = regexp.MustCompile(`^(j[0-9]+-[0-9a-f]+)-(` + RoleBuild + `|` + RoleHelper + `|` + RoleService + `-[0-9]+)$`)
 
-// job is the key of the job that the shim's container belongs to, if any.
-func (s shim) job() string {
-	if m := containerPattern.FindStringSubmatch(s.container); m != nil {
+// jobOf is the key of the job that a container belongs to, if any.
+func jobOf(container string) string {
+	if m := containerPattern.FindStringSubmatch(container); m != nil {
 		return m[1]
 	}
 	return ""
@@ -94,7 +102,7 @@ func removeShims(ctx context.Context, client *containerd.Client, job string) err
 	}
 	var errs []error
 	for _, s := range all {
-		if s.job() == job {
+		if jobOf(s.container) == job {
 			errs = append(errs, s.remove(ctx))
 		}
 	}

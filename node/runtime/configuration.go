@@ -31,14 +31,16 @@ var snapshotters = []string{"blockfile", "btrfs", "devmapper", "erofs", "native"
 // containerdConfig is what of containerd's configuration is not its default.
 // Version 3 is read by all 2.x.
 type containerdConfig struct {
-	Version  int            `toml:"version"`
-	Root     string         `toml:"root"`
-	State    string         `toml:"state"`
-	Disabled []string       `toml:"disabled_plugins"`
-	Imports  []string       `toml:"imports"`
-	GRPC     grpcConfig     `toml:"grpc"`
-	Debug    debugConfig    `toml:"debug"`
-	Plugins  map[string]any `toml:"plugins"`
+	Version  int         `toml:"version"`
+	Root     string      `toml:"root"`
+	State    string      `toml:"state"`
+	Disabled []string    `toml:"disabled_plugins"`
+	Imports  []string    `toml:"imports"`
+	GRPC     grpcConfig  `toml:"grpc"`
+	Debug    debugConfig `toml:"debug"`
+	// Timeouts, by what containerd calls them.
+	Timeouts map[string]string `toml:"timeouts"`
+	Plugins  map[string]any    `toml:"plugins"`
 }
 
 type grpcConfig struct {
@@ -74,6 +76,8 @@ func (r *Runtime) configure() (changed bool, err error) {
 		Imports:  []string{}, // not the host's
 		GRPC:     grpcConfig{Address: c.Address, GID: r.gid},
 		Debug:    debugConfig{Level: r.config.LogLevel},
+		// Of 5 seconds a busy host needs more, and what is cut off is left.
+		Timeouts: map[string]string{"io.containerd.timeout.shim.cleanup": "1m"},
 		Plugins: map[string]any{
 			// Jobs come and go in bursts of small changes: collect once after
 			// a burst, and after deletions too, so that disk is given back.

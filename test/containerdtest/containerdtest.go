@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -70,8 +71,8 @@ func moduleRoot() (string, error) {
 }
 
 // Start runs containerd with everything it writes below dir, and returns the address of its socket. stop ends it
-// with all its containers, unmounts what is left below dir, and removes dir.
-func Start(dir string) (address string, stop func(), err error) {
+// with all its containers, unmounts what is left below dir, and removes dir. More is put at the end of its configuration.
+func Start(dir string, more ...string) (address string, stop func(), err error) {
 	bin, err := Programs()
 	if err != nil {
 		return "", nil, err
@@ -79,9 +80,9 @@ func Start(dir string) (address string, stop func(), err error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return "", nil, err
 	}
-	address = filepath.Join(dir, "containerd.sock")
+	address = filepath.Join(dir, "state", "containerd.sock")
 	config := filepath.Join(dir, "config.toml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, configuration, dir, address), 0o600); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, configuration+strings.Join(more, "\n"), dir, address), 0o600); err != nil {
 		return "", nil, err
 	}
 	logfile, err := os.Create(filepath.Join(dir, "containerd.log"))
