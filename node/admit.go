@@ -174,7 +174,7 @@ func (j *Jobs) furnish(ctx context.Context, e *job, grant *executor.Grant, reque
 	start := func(f func() error) { group.Go(func() error { return j.guard(f) }) }
 	start(func() error { return j.Containers.Hold(ctx, e.key) })
 	start(func() error {
-		if err := j.Dirs.create(dirs); err != nil {
+		if err := j.Dirs.create(e.key, dirs); err != nil {
 			return err
 		}
 		return j.attachDocker(record)

@@ -166,6 +166,23 @@ func (d *daemon) collect(ctx context.Context) {
 	}
 }
 
+// measure measures what jobs have at /cache, which may take long, until ctx
+// ends.
+func (d *daemon) measure(ctx context.Context, of *cache.Directories) {
+	tick := time.NewTicker(collectInterval)
+	defer tick.Stop()
+	for {
+		if err := of.Measure(ctx); err != nil && ctx.Err() == nil {
+			d.log.WithError(err).Warn("cannot measure what jobs have at /cache")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 // forgetBuilds removes what is known of the builds of projects that build no
 // more.
 func (d *daemon) forgetBuilds() {

@@ -15,11 +15,16 @@ import (
 
 	"gitlab.com/berth-ci/berth/buildkit/worktree"
 	"gitlab.com/berth-ci/berth/node/api"
+	"gitlab.com/berth-ci/berth/node/cache"
+	"gitlab.com/berth-ci/berth/node/journal"
+	"gitlab.com/berth-ci/berth/node/tree"
 )
 
 // dirs are berthd's directories below its root.
 type dirs struct {
 	root string
+	// caches are the projects', at /cache in their jobs.
+	caches *cache.Directories
 	// thrown is filled when there is something in the trash.
 	thrown chan struct{}
 }
@@ -27,6 +32,7 @@ type dirs struct {
 func openDirs(root string) (*dirs, error) {
 	d := &dirs{root: root, thrown: make(chan struct{}, 1)}
 	d.thrown <- struct{}{} // what an earlier berthd did not get to
+	d.caches = cache.OpenDirectories(filepath.Join(root, "cache"), d.throw)
 	for _, name := range []string{"jobs", "cache", "locks", "runners", "trash"} {
 		if err := os.MkdirAll(filepath.Join(root, name), 0o700); err != nil {
 			return nil, fmt.Errorf("make directories: %w", err)
@@ -47,19 +53,25 @@ func (d *dirs) of(job, project string) api.Dirs {
 	}
 }
 
+// retake tells of the jobs that have directories since before berthd started.
+func (d *dirs) retake(records ...journal.Record) {
+	for _, r := range records {
+		if dir := r.Admission.Dirs.Cache; dir != "" {
+			d.caches.Retake(r.Job.Key, filepath.Base(dir))
+		}
+	}
+}
+
 // create makes a job's directories. The job's own is closed to other users
 // of the node; what is below is for the job to decide.
-func (d *dirs) create(of api.Dirs) error {
+func (d *dirs) create(job string, of api.Dirs) error {
 	if err := os.Mkdir(of.Job, 0o700); err != nil {
 		return fmt.Errorf("make the job's directory: %w", err)
 	}
 	if err := os.Mkdir(of.Builds, 0o755); err != nil {
 		return fmt.Errorf("make the job's directory: %w", err)
 	}
-	if err := os.MkdirAll(of.Cache, 0o755); err != nil {
-		return fmt.Errorf("make the project's cache: %w", err)
-	}
-	return nil
+	return d.caches.Take(job, filepath.Base(of.Cache))
 }
 
 // jobs lists the jobs that have a directory.
@@ -76,8 +88,9 @@ func (d *dirs) jobs() ([]string, error) {
 }
 
 // remove moves a job's directory out of the way in no time, however much is
-// in it; empty deletes it later.
+// in it; empty deletes it later. The project keeps its cache.
 func (d *dirs) remove(job string) error {
+	d.caches.Release(job)
 	dir := filepath.Join(d.root, "jobs", job)
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -86,15 +99,23 @@ func (d *dirs) remove(job string) error {
 	if err := worktree.Detach(dir); err != nil {
 		return fmt.Errorf("remove the job's directory: %w", err)
 	}
-	trash := filepath.Join(d.root, "trash", job+"."+strconv.FormatInt(time.Now().UnixNano(), 36))
-	if err := os.Rename(dir, trash); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if _, err := d.throw(dir, job); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the job's directory: %w", err)
+	}
+	return nil
+}
+
+// throw moves a directory to the trash, under a name like the one given.
+func (d *dirs) throw(dir, name string) (string, error) {
+	trash := filepath.Join(d.root, "trash", name+"."+strconv.FormatInt(time.Now().UnixNano(), 36))
+	if err := os.Rename(dir, trash); err != nil {
+		return "", err
 	}
 	select {
 	case d.thrown <- struct{}{}:
 	default:
 	}
-	return nil
+	return trash, nil
 }
 
 // empty deletes what is in the trash, as it comes, until ctx ends.
@@ -114,9 +135,9 @@ func (d *dirs) empty(ctx context.Context, log *logrus.Entry) {
 			if ctx.Err() != nil {
 				return
 			}
-			if err := os.RemoveAll(filepath.Join(trash, e.Name())); err != nil {
-				job, _, _ := strings.Cut(e.Name(), ".")
-				log.WithError(err).WithField("job", job).Warn("cannot delete a job's files")
+			if err := tree.Remove(ctx, filepath.Join(trash, e.Name())); err != nil && ctx.Err() == nil {
+				owner, _, _ := strings.Cut(e.Name(), ".")
+				log.WithError(err).WithField("of", owner).Warn("cannot delete a job's files")
 			}
 		}
 	}

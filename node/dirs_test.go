@@ -2,11 +2,13 @@ package node
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -27,8 +29,8 @@ func TestDirsThrowAway(t *testing.T) {
 	require.Eventually(t, emptied, 10*time.Second, time.Millisecond, "what an earlier berthd left")
 
 	of := d.of("j2-0123abcd", "p1-0123abcd")
-	require.NoError(t, d.create(of))
-	require.ErrorIs(t, d.create(of), os.ErrExist)
+	require.NoError(t, d.create("j2-0123abcd", of))
+	require.ErrorIs(t, d.create("j2-0123abcd", of), os.ErrExist)
 	require.NoError(t, os.WriteFile(filepath.Join(of.Builds, "file"), nil, 0o400))
 	require.NoError(t, os.Chmod(of.Builds, 0o500))
 	require.NoError(t, d.remove("j2-0123abcd"))
@@ -48,7 +50,7 @@ func TestDirsSpareWhatIsMounted(t *testing.T) {
 	d, err := openDirs(root)
 	require.NoError(t, err)
 	of := d.of("j1-0123abcd", "p1-0123abcd")
-	require.NoError(t, d.create(of))
+	require.NoError(t, d.create("j1-0123abcd", of))
 	require.NoError(t, unix.Mount(precious, of.Builds, "", unix.MS_BIND, ""))
 	require.NoError(t, d.remove("j1-0123abcd"))
 	require.FileExists(t, filepath.Join(precious, "file"))
@@ -99,4 +101,44 @@ func fill(t *testing.T, file string) {
 		_, err = f.Write(make([]byte, 4096))
 	}
 	require.ErrorIs(t, err, unix.ENOSPC)
+}
+
+// A project's /cache is its jobs' from admission to the end of their release, restarts of berthd included.
+func TestCacheDirectoryIsHeld(t *testing.T) {
+	b := newBench(t, plain)
+	r := request(t, 1, self(t))
+	a, err := b.Admit(t.Context(), r, silent)
+	require.NoError(t, err)
+	file := filepath.Join(a.Dirs.Cache, "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	key := r.Request.Job.CacheKey() + "/directory:/cache"
+	refused := func() {
+		t.Helper()
+		err := b.Dirs.caches.Remove(key)
+		require.True(t, errdefs.IsFailedPrecondition(err), err)
+		require.ErrorContains(t, err, a.Job)
+		require.FileExists(t, file)
+	}
+	refused()
+	b.restart()
+	refused()
+
+	// What of a job may live yet has it, though its runner has ended.
+	b.fail("remove containers", errors.New("it will not die"))
+	require.Error(t, b.Release(t.Context(), a.Job))
+	refused()
+	b.restart()
+	refused()
+	b.fail("", nil)
+	require.NoError(t, b.Release(t.Context(), a.Job))
+	b.empty(t)
+	require.NoError(t, b.Dirs.caches.Remove(key))
+	require.NoDirExists(t, a.Dirs.Cache)
+
+	r = request(t, 2, self(t))
+	a, err = b.Admit(t.Context(), r, silent)
+	require.NoError(t, err)
+	require.NoFileExists(t, file)
+	require.DirExists(t, a.Dirs.Cache)
+	require.NoError(t, b.Release(t.Context(), a.Job))
 }

@@ -240,6 +240,7 @@ func newBenchWith(t testing.TB, root string, profiles map[string]executor.Profil
 		records, err := b.Journal.Records()
 		require.NoError(t, err)
 		retakeGPUs(b.keeper, logrus.NewEntry(log), records)
+		dirs.retake(records...)
 		b.attending.Go(func() { b.keeper.Run(life) })
 	}
 	stop := func() {
@@ -369,9 +370,10 @@ func TestAdmitAndRelease(t *testing.T) {
 	require.Equal(t, 3, b.List()[0].Last.ExitCode)
 
 	require.NoError(t, os.WriteFile(filepath.Join(a.Dirs.Builds, "file"), nil, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(a.Dirs.Cache, "file"), nil, 0o600))
 	require.NoError(t, b.Release(t.Context(), key))
 	b.empty(t)
-	require.DirExists(t, a.Dirs.Cache, "the project keeps its cache")
+	require.FileExists(t, filepath.Join(a.Dirs.Cache, "file"), "the project keeps its cache")
 	require.NoError(t, b.Release(t.Context(), key), "a second time")
 	b.empty(t)
 	_, err = b.Admission(key)

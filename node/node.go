@@ -277,6 +277,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	retakeGPUs(d.gpus, d.log, alive, dead)
+	store.retake(d.records...)
 	d.jobs.attending.Go(func() { d.gpus.Run(life) })
 	d.jobs.Replay(ctx, alive, dead)
 	if err := d.names.keep(ctx, d.jobs.List()); err != nil {
@@ -287,8 +288,9 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	d.jobs.attending.Go(func() { d.tend(life) })
-	d.keeper = caches.Keeper(policyOf(d.config.Cache), d.journal.Projects)
+	d.keeper = caches.Keeper(policyOf(d.config.Cache), d.journal.Projects, store.caches)
 	d.jobs.attending.Go(func() { d.collect(life) })
+	d.jobs.attending.Go(func() { d.measure(life, store.caches) })
 	go store.empty(life, d.log)
 
 	h := &handler{jobs: d.jobs, keeper: d.keeper, images: d.images, gpus: d.gpus, log: d.log, about: api.Version{

@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -69,6 +70,8 @@ func TestCacheCommands(t *testing.T) {
 	require.Contains(t, mustBerth(t, "cache", "prune", "--all", "--project", "group/operated"), "removed generation")
 	require.NotContains(t, mustBerth(t, "cache", "ls"), "group/operated")
 
+	keptAtCache(t, s)
+
 	for _, tt := range []struct {
 		args []string
 		want string
@@ -82,4 +85,49 @@ func TestCacheCommands(t *testing.T) {
 		require.Error(t, err)
 		require.Contains(t, out, tt.want)
 	}
+}
+
+// keptAtCache looks after what jobs leave at /cache.
+func keptAtCache(t *testing.T, s *site) {
+	project, err := s.AddProject("group/at-cache", files)
+	require.NoError(t, err)
+	run := func(say string) string {
+		j := s.enqueue(t, "default", gitlab.JobSpec{
+			Project: project,
+			Script:  []string{"echo \"found <$(cat /cache/file 2>/dev/null)>\"", "echo " + say + " >/cache/file"},
+		})
+		require.Equal(t, gitlab.Success, end(t, j))
+		return j.Log()
+	}
+	require.Contains(t, run("one"), "found <>")
+	require.Contains(t, run("two"), "found <one>")
+	var key string
+	for line := range strings.Lines(mustBerth(t, "cache", "ls", "--project", "group/at-cache", "--json")) {
+		var c api.Cache
+		require.NoError(t, json.Unmarshal([]byte(line), &c))
+		if c.Kind == api.CacheDirectories {
+			key = c.Key
+		}
+	}
+	require.NotEmpty(t, key)
+	// A job is released in the background.
+	released := func() {
+		t.Helper()
+		require.Eventually(t, func() bool { return !strings.Contains(mustBerth(t, "cache", "show", key), "in use") }, time.Minute, 50*time.Millisecond)
+	}
+	released()
+	require.Contains(t, mustBerth(t, "cache", "show", key), "what the project's jobs have at /cache")
+	mustBerth(t, "cache", "pin", key)
+	mustBerth(t, "cache", "prune", "--all", "--project", "group/at-cache")
+	require.Contains(t, run("three"), "found <two>", "what is pinned stays")
+	mustBerth(t, "cache", "unpin", key)
+	out, err := berth(t, "cache", "rollback", key)
+	require.Error(t, err)
+	require.Contains(t, out, "no generations")
+	released()
+	require.Contains(t, mustBerth(t, "cache", "prune", "--all", "--project", "group/at-cache"), "removed directory "+key)
+	require.Contains(t, run("four"), "found <>")
+	released()
+	mustBerth(t, "cache", "rm", key)
+	require.Contains(t, run("five"), "found <>")
 }

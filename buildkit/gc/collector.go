@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +22,8 @@ type Collector struct {
 	Mounts      *cachemount.Table
 	Generations *generation.Store
 	Cache       cache.Manager
+	// Directories are collected along; nil for none.
+	Directories Directories
 	// Sweep has containerd delete at once what nothing holds any more.
 	Sweep func(context.Context) error
 	// Disk is a directory on the disk that fills up.
@@ -29,10 +32,20 @@ type Collector struct {
 	Project func(key string) string
 }
 
+// Directories are those that jobs share, and BuildKit does not know of.
+type Directories interface {
+	// List tells all but whose they are.
+	List(context.Context) ([]Item, error)
+	// Remove has one deleted: errdefs.ErrFailedPrecondition if it is held, errdefs.ErrNotFound if there is none.
+	Remove(key string) error
+	// Freeing is how much is being deleted, and not free yet.
+	Freeing() int64
+}
+
 // Builds is the project of all build results, which nobody owns.
 const Builds = "docker build"
 
-// List is all items: caches of both kinds by key, then build results.
+// List is all items: caches of each kind by key, then build results.
 func (c *Collector) List(ctx context.Context) ([]Item, error) {
 	mounts, err := c.Mounts.List(ctx)
 	if err != nil {
@@ -65,7 +78,25 @@ func (c *Collector) List(ctx context.Context) ([]Item, error) {
 			Held: g.Held || len(g.Generations) == 0,
 		})
 	}
-	return append(items, builds...), nil
+	directories, err := c.directories(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat(items, directories, builds), nil
+}
+
+func (c *Collector) directories(ctx context.Context) ([]Item, error) {
+	if c.Directories == nil {
+		return nil, nil
+	}
+	items, err := c.Directories.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i := range items {
+		items[i].Project = c.Project(items[i].Key)
+	}
+	return items, nil
 }
 
 // builds is what is neither a cache nor a clone of one. BuildKit may not be asked for all: it would measure cache
@@ -123,12 +154,17 @@ func (c *Collector) Run(ctx context.Context, p Policy) (removed []Item, err erro
 	return removed, nil
 }
 
+// free is what is free on the disk, or is about to be.
 func (c *Collector) free() (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(c.Disk, &st); err != nil {
 		return 0, fmt.Errorf("measure disk: %w", err)
 	}
-	return int64(st.Bavail) * st.Frsize, nil
+	free := int64(st.Bavail) * st.Frsize
+	if c.Directories != nil {
+		free += c.Directories.Freeing()
+	}
+	return free, nil
 }
 
 // supersede deletes the generations that are kept for nothing.
@@ -160,6 +196,8 @@ func (c *Collector) delete(ctx context.Context, items []Item) (went []Item, err 
 			err = c.Mounts.Remove(ctx, item.ID)
 		case Generation:
 			err = c.Generations.Remove(ctx, item.Key, false, item.Numbers...)
+		case Directory:
+			err = c.Directories.Remove(item.Key)
 		case Build:
 			builds = append(builds, "id=="+item.ID)
 		}

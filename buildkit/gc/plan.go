@@ -20,13 +20,14 @@ const (
 	Mount      Kind = "mount"      // a directory that jobs and builds share
 	Generation Kind = "generation" // all generations of a key
 	Build      Kind = "build"      // a result of a build step
+	Directory  Kind = "directory"  // a directory that jobs share, beside BuildKit
 )
 
 // Item is something that can be kept or deleted.
 type Item struct {
 	Kind    Kind
 	Key     string // of a cache; what a build step says of itself
-	ID      string // of BuildKit's record; not of generations
+	ID      string // of BuildKit's record; neither of generations nor of directories
 	Numbers []int  // of generations
 	Project string // whose it is
 	Size    int64

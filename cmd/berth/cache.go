@@ -17,9 +17,10 @@ func cacheCommand(socket *string) *cobra.Command {
 		GroupID: "operator",
 		Long: `Look after what this node keeps for its jobs.
 
-A cache is a line of generations, of which each job gets a copy, or a directory
-that jobs and builds share. It is named by its key, as "berth cache ls" prints
-it; a part that only one key has is enough.`,
+A cache is a line of generations, of which each job gets a copy, a directory
+that jobs and builds share, or what a project's jobs have at /cache. It is named
+by its key, as "berth cache ls" prints it; a part that only one key has is
+enough.`,
 	}
 	asJSON := c.PersistentFlags().Bool("json", false, "print JSON")
 	c.AddCommand(

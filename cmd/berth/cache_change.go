@@ -69,7 +69,8 @@ func cacheRollbackCommand(socket *string) *cobra.Command {
 		Short: "Have jobs get an earlier generation again, the one before the newest by default",
 		Long: `Have jobs get an earlier generation again, the one before the newest by default.
 Those after it are withdrawn: jobs that have copies of them publish nothing. A
-rollback to a withdrawn one takes it back.`,
+rollback to a withdrawn one takes it back. Directories have no generations to go
+back to.`,
 	}, func(cmd *cobra.Command, client *api.Client, change api.CacheChange) error {
 		g, err := client.RollBackCache(cmd.Context(), change)
 		if err != nil {

@@ -157,9 +157,22 @@ func cacheShowCommand(socket *string, asJSON *bool) *cobra.Command {
 	}
 }
 
+// kindText says what a kind is.
+func kindText(kind string) string {
+	switch kind {
+	case api.CacheGenerations:
+		return kind + ": each job gets a copy of the newest"
+	case api.CacheMounts:
+		return kind + ": a directory that jobs and builds share"
+	case api.CacheDirectories:
+		return kind + ": what the project's jobs have at /cache"
+	}
+	return kind
+}
+
 func showCaches(w io.Writer, list []api.Cache) error {
 	for _, c := range list {
-		fmt.Fprintf(w, "key      %s\nproject  %s\nkind     %s\nsize     %s\nused     %s\n", printable(c.Key), printable(c.Project), c.Kind, size(c.Size), ago(c.Used))
+		fmt.Fprintf(w, "key      %s\nproject  %s\nkind     %s\nsize     %s\nused     %s\n", printable(c.Key), printable(c.Project), kindText(c.Kind), size(c.Size), ago(c.Used))
 		if state := stateOf(c); state != "" {
 			fmt.Fprintf(w, "state    %s\n", state)
 		}

@@ -19,6 +19,7 @@ var kept = []api.Cache{
 		}},
 	{Key: "p7-protected/gomod", Kind: api.CacheMounts, ID: "x", Project: "group/web", Size: 1 << 20, Pinned: true, Holders: []string{"j4-00000000"}},
 	{Key: "p9-protected/cache/0.0/deps", Kind: api.CacheGenerations, Project: "group/api", Size: 5 << 20, Used: time.Now()},
+	{Key: "p9-protected/directory:/cache", Kind: api.CacheDirectories, Project: "group/api", Size: 2 << 20, Used: time.Now()},
 	{Key: "RUN make deps", Kind: api.CacheBuilds, ID: "y", Project: "(builds)", Size: 7 << 20},
 }
 
@@ -39,14 +40,15 @@ func TestPrintUsage(t *testing.T) {
 	require.NoError(t, printUsage(&b, kept, false))
 	require.Contains(t, b.String(), "(builds)   1       7MiB   7MiB")
 	require.Contains(t, b.String(), "group/web  2       4MiB   0B         3 hours ago")
-	require.Contains(t, b.String(), "total      4       16MiB  12MiB")
+	require.Contains(t, b.String(), "total      5       18MiB  14MiB")
 }
 
 func TestMatchCache(t *testing.T) {
 	for _, tt := range []struct{ key, want, err string }{
 		{"p7-protected/gomod", "p7-protected/gomod", ""},
 		{"gomod", "p7-protected/gomod", ""},
-		{"p9", "p9-protected/cache/0.0/deps", ""},
+		{"p9-protected/cache", "p9-protected/cache/0.0/deps", ""},
+		{":/cache", "p9-protected/directory:/cache", ""},
 		{"deps", "", `2 caches have "deps" in their keys`},
 		{"nothing", "", `no cache has "nothing" in its key`},
 		{"RUN make", "", "no cache has"},
@@ -64,10 +66,11 @@ func TestMatchCache(t *testing.T) {
 
 func TestShowCaches(t *testing.T) {
 	var b bytes.Buffer
-	require.NoError(t, showCaches(&b, kept[:2]))
+	require.NoError(t, showCaches(&b, kept[:4]))
 	for _, want := range []string{
 		"key      p7-protected/cache/0.0/deps\n", "3           2 hours ago  j3-00000000  3MiB  3       withdrawn",
 		"2           3 hours ago  j2-00000000  3MiB  2       pinned     abc", "in use   by j4-00000000\n",
+		"kind     generation: each job", "kind     mount: a directory that jobs and", "kind     directory: what the project's jobs have at /cache\n",
 	} {
 		require.Contains(t, b.String(), want)
 	}

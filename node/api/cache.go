@@ -81,6 +81,7 @@ const (
 	CacheMounts      = "mount"      // a directory that jobs and builds share
 	CacheGenerations = "generation" // of which each job gets a copy
 	CacheBuilds      = "build"      // results of build steps
+	CacheDirectories = "directory"  // /cache, which a project's jobs share
 )
 
 // Cache is one thing that the node keeps.

@@ -21,17 +21,22 @@ type Projects func() (map[string]string, error)
 
 // Keeper looks after what the node keeps, for operators and by itself.
 type Keeper struct {
-	service  *Service
-	policy   gc.Policy
-	projects Projects
+	service     *Service
+	directories *Directories
+	policy      gc.Policy
+	projects    Projects
 }
 
 // Keeper makes one with the policy of the node. Weights of projects are by their paths.
-func (s *Service) Keeper(p gc.Policy, projects Projects) *Keeper {
-	return &Keeper{service: s, policy: p, projects: projects}
+func (s *Service) Keeper(p gc.Policy, projects Projects, d *Directories) *Keeper {
+	return &Keeper{service: s, directories: d, policy: p, projects: projects}
 }
 
-func (k *Keeper) collector() *gc.Collector { return k.service.engine.Collector(Project) }
+func (k *Keeper) collector() *gc.Collector {
+	c := k.service.engine.Collector(Project)
+	c.Directories = k.directories
+	return c
+}
 
 // named gives the policy with weights by the projects' keys.
 func (k *Keeper) named(p gc.Policy) (gc.Policy, map[string]string, error) {
@@ -122,6 +127,8 @@ func (k *Keeper) describe(i gc.Item, paths map[string]string) api.Cache {
 		for _, h := range k.service.engine.Mounts().Holders(i.Key) {
 			c.Holders = append(c.Holders, h.Job)
 		}
+	case gc.Directory:
+		c.Holders = k.directories.Holders(i.Key)
 	case gc.Generation:
 		for _, g := range k.service.engine.Generations().List(i.Key) {
 			c.Generations = append(c.Generations, generationOf(g))
@@ -139,6 +146,12 @@ func generationOf(g generation.Info) api.Generation {
 
 // Pin keeps a cache from being collected, or no longer: the newest generation unless one is named.
 func (k *Keeper) Pin(ctx context.Context, c api.CacheChange) error {
+	if _, ok := directoryName(c.Key); ok {
+		if err := whole(c); err != nil {
+			return err
+		}
+		return k.directories.Pin(c.Key, c.Pinned)
+	}
 	store := k.service.engine.Generations()
 	newest, ok := store.Newest(c.Key)
 	if !ok {
@@ -158,8 +171,19 @@ func (k *Keeper) Pin(ctx context.Context, c api.CacheChange) error {
 	return err
 }
 
+// whole is an error if a change is about a generation of what has none.
+func whole(c api.CacheChange) error {
+	if c.Number != 0 {
+		return fmt.Errorf("cache %q is a directory that its jobs share, and has no generation %d: %w", c.Key, c.Number, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
 // Rollback has jobs get an earlier generation again: the one before the newest unless one is named.
 func (k *Keeper) Rollback(ctx context.Context, c api.CacheChange) (api.Generation, error) {
+	if _, ok := directoryName(c.Key); ok {
+		return api.Generation{}, fmt.Errorf("cache %q is a directory that its jobs share, and has no generations to go back to: %w", c.Key, errdefs.ErrInvalidArgument)
+	}
 	store := k.service.engine.Generations()
 	list := slices.DeleteFunc(store.List(c.Key), func(g generation.Info) bool { return g.Withdrawn && c.Number == 0 })
 	if c.Number == 0 {
@@ -174,6 +198,12 @@ func (k *Keeper) Rollback(ctx context.Context, c api.CacheChange) (api.Generatio
 
 // Remove forgets a cache, or one generation of it. What jobs hold of it they keep, and do not publish.
 func (k *Keeper) Remove(ctx context.Context, c api.CacheChange) error {
+	if _, ok := directoryName(c.Key); ok {
+		if err := whole(c); err != nil {
+			return err
+		}
+		return k.directories.Remove(c.Key)
+	}
 	store := k.service.engine.Generations()
 	if list := store.List(c.Key); len(list) > 0 {
 		var numbers []int
