@@ -28,7 +28,7 @@ func TestDirsThrowAway(t *testing.T) {
 	}
 	require.Eventually(t, emptied, 10*time.Second, time.Millisecond, "what an earlier berthd left")
 
-	of := d.of("j2-0123abcd", "p1-0123abcd")
+	of := d.of("j2-0123abcd", "p1-0123abcd-protected")
 	require.NoError(t, d.create("j2-0123abcd", of))
 	require.ErrorIs(t, d.create("j2-0123abcd", of), os.ErrExist)
 	require.NoError(t, os.WriteFile(filepath.Join(of.Builds, "file"), nil, 0o400))
@@ -49,7 +49,7 @@ func TestDirsSpareWhatIsMounted(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(precious, "file"), nil, 0o600))
 	d, err := openDirs(root)
 	require.NoError(t, err)
-	of := d.of("j1-0123abcd", "p1-0123abcd")
+	of := d.of("j1-0123abcd", "p1-0123abcd-protected")
 	require.NoError(t, d.create("j1-0123abcd", of))
 	require.NoError(t, unix.Mount(precious, of.Builds, "", unix.MS_BIND, ""))
 	require.NoError(t, d.remove("j1-0123abcd"))

@@ -88,7 +88,7 @@ func TestCacheCommands(t *testing.T) {
 }
 
 // keptAtCache looks after what jobs leave at /cache.
-func keptAtCache(t *testing.T, s *site) {
+func keptAtCache(t *testing.T, s *server) {
 	project, err := s.AddProject("group/at-cache", files)
 	require.NoError(t, err)
 	run := func(say string) string {

@@ -17,8 +17,9 @@ func item(key string, size int64, daysAgo int) Item {
 	return Item{Key: key, Project: project, Size: size, Used: now.Add(-time.Duration(daysAgo) * 24 * time.Hour)}
 }
 
-func held(i Item) Item   { i.Held = true; return i }
-func pinned(i Item) Item { i.Pinned = true; return i }
+func held(i Item) Item      { i.Held = true; return i }
+func pinned(i Item) Item    { i.Pinned = true; return i }
+func directory(i Item) Item { i.Kind = Directory; return i }
 
 func TestPlan(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -42,6 +43,7 @@ func TestPlan(t *testing.T) {
 		"free space is there":         {items: []Item{item("a/1", 40, 1)}, policy: Policy{MinFree: 100}, free: 100},
 		"free space is lacking":       {items: []Item{item("a/1", 40, 1), item("a/2", 40, 2), item("a/3", 40, 3)}, policy: Policy{MinFree: 100}, free: 50, want: "a/3 a/2"},
 		"more than there is":          {items: []Item{item("a/1", 40, 1), held(item("a/2", 40, 2))}, policy: Policy{MinFree: 1000}, free: 50, want: "a/1"},
+		"all kinds alike":             {items: []Item{item("a/1", 40, 1), directory(item("a/2", 40, 3)), directory(held(item("a/3", 40, 9))), item("a/4", 40, 2)}, policy: Policy{MaxBytes: 100}, want: "a/2 a/4"},
 		"age frees":                   {items: []Item{item("a/1", 60, 31), item("a/2", 40, 2)}, policy: Policy{MinFree: 100, MaxAge: 30 * 24 * time.Hour}, free: 50, want: "a/1"},
 	} {
 		var got []string

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -50,11 +51,11 @@ const directoryKey = "/directory:/cache"
 // directoryName is the name of the directory that a key is about.
 func directoryName(key string) (name string, ok bool) {
 	name, ok = strings.CutSuffix(key, directoryKey)
-	return name, ok && validDirectory(name)
+	return name, ok && directoryPattern.MatchString(name)
 }
 
-// validDirectory tells directories from what is noted of them.
-func validDirectory(name string) bool { return name != "" && !strings.ContainsAny(name, "/.") }
+// directoryPattern matches what executor.Identity.CacheKey makes. Nothing else that lies there is looked after.
+var directoryPattern = regexp.MustCompile(`^p\d+-[0-9a-f]{8}-(?:un)?protected$`)
 
 // note is what is known of a directory. It lies beside it, where no job can change it.
 type note struct {
@@ -126,7 +127,7 @@ func settle(path string) error {
 
 // Take gives a job its directory, and makes it if need be. It is the job's until Release.
 func (d *Directories) Take(job, name string) error {
-	if !validDirectory(name) {
+	if !directoryPattern.MatchString(name) {
 		return fmt.Errorf("/cache %q: not a project's name: %w", name, errdefs.ErrInvalidArgument)
 	}
 	d.mu.Lock()
@@ -215,7 +216,7 @@ func (d *Directories) names() ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if e.IsDir() && validDirectory(e.Name()) && d.plain(e.Name()) {
+		if e.IsDir() && directoryPattern.MatchString(e.Name()) && d.plain(e.Name()) {
 			names = append(names, e.Name())
 		}
 	}
@@ -229,9 +230,7 @@ const patience = 2 * time.Second
 func (d *Directories) List(ctx context.Context) ([]gc.Item, error) {
 	soon, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err := d.Measure(soon); err != nil && soon.Err() == nil {
-		return nil, err
-	}
+	_ = d.Measure(soon) // who calls it for its own sake hears why one cannot be measured
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -283,17 +282,18 @@ func (d *Directories) Measure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, name := range names {
 		err := d.measure(ctx, name)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		// It can be removed meanwhile, or its job move things about in it.
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errdefs.IsAborted(err) {
-			return err
+		if !errors.Is(err, fs.ErrNotExist) && !errdefs.IsAborted(err) {
+			errs = append(errs, err)
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (d *Directories) measure(ctx context.Context, name string) error {
@@ -389,11 +389,11 @@ func (d *Directories) Remove(key string) error {
 
 // unmounted is an error if an operator has mounted anything in a directory.
 func unmounted(dir string) error {
-	real, err := filepath.EvalSymlinks(dir)
+	resolved, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return err
 	}
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(real))
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(resolved))
 	if err != nil {
 		return fmt.Errorf("find mounts: %w", err)
 	}

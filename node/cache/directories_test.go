@@ -27,8 +27,10 @@ type directories struct {
 	trash []string
 }
 
-func newDirectories(t *testing.T) *directories {
-	d := &directories{T: t, root: filepath.Join(t.TempDir(), "cache")}
+func newDirectories(t *testing.T) *directories { return newDirectoriesAt(t, t.TempDir()) }
+
+func newDirectoriesAt(t *testing.T, dir string) *directories {
+	d := &directories{T: t, root: filepath.Join(dir, "cache")}
 	require.NoError(t, os.MkdirAll(d.root, 0o700))
 	require.NoError(t, os.Mkdir(d.root+"-trash", 0o700))
 	d.open()
@@ -192,11 +194,13 @@ func TestHostileDirectory(t *testing.T) {
 	require.NoError(t, d.Remove(key))
 	require.FileExists(t, precious)
 	for _, bad := range []string{
-		"/directory:/cache", "../directory:/cache", "../cache-trash/directory:/cache", "p1-0123abcd/x/directory:/cache", "p2-0123abcd-protected", "p2/directory:/cache",
+		"lost+found/directory:/cache", "/directory:/cache", "../directory:/cache", "../cache-trash/directory:/cache", "p1-0123abcd/x/directory:/cache", "p2-0123abcd-protected", "p2/directory:/cache",
 	} {
 		require.True(t, errdefs.IsNotFound(d.Remove(bad)), bad)
 		require.True(t, errdefs.IsNotFound(d.Pin(bad, true)), bad)
 	}
+	require.NoError(t, os.Mkdir(filepath.Join(d.root, "lost+found"), 0o700))
+	require.Empty(t, d.list())
 	require.Error(t, d.Take("j1-0123abcd", ".."))
 	require.Error(t, d.Take("j1-0123abcd", "../x"))
 }
@@ -357,4 +361,34 @@ func TestKeepDirectories(t *testing.T) {
 	require.NoError(t, k.Remove(t.Context(), api.CacheChange{Key: one}))
 	require.True(t, errdefs.IsNotFound(k.Remove(t.Context(), api.CacheChange{Key: one})))
 	require.Empty(t, prune(api.CachePrune{Room: api.Room{All: true}}))
+}
+
+// What is removed is deleted later. More must not go meanwhile for the sake of free space.
+func TestFreeSpaceOnItsWay(t *testing.T) {
+	n := newNode(t)
+	disk := t.TempDir()
+	require.NoError(t, unix.Mount("tmpfs", disk, "tmpfs", 0, "size=16m"))
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(disk, unix.MNT_DETACH)) })
+	d := newDirectoriesAt(t, disk)
+	c := n.engine.Collector(cache.Project)
+	c.Directories, c.Disk = d.Directories, disk
+	want := []string{d.fill("p4-0123abcd", 5*time.Hour), d.fill("p1-0123abcd", 4*time.Hour)}
+	left := []string{d.fill("p3-0123abcd", 3*time.Hour), d.fill("p2-0123abcd", 2*time.Hour)}
+	d.list() // notes are made
+	var st unix.Statfs_t
+	require.NoError(t, unix.Statfs(disk, &st))
+	free := int64(st.Bavail) * st.Frsize
+	for range 3 {
+		went, err := c.Run(t.Context(), gc.Policy{MinFree: free + 3*mebibyte/2})
+		require.NoError(t, err)
+		var keys []string
+		for _, i := range went {
+			keys = append(keys, i.Key)
+		}
+		require.Equal(t, want, keys)
+		want = nil
+	}
+	for _, key := range left {
+		require.Contains(t, d.list(), key)
+	}
 }
