@@ -136,7 +136,8 @@ func (d *Directories) Take(job, name string) error {
 		return fmt.Errorf("make the project's cache: %w", err)
 	}
 	d.hold(job, name)
-	return d.touch(name)
+	d.touch(name)
+	return nil
 }
 
 // Retake tells of a job of an earlier berthd that has its directory still.
@@ -153,11 +154,12 @@ func (d *Directories) hold(job, name string) {
 	}
 }
 
-// touch notes that a directory is used now; d.mu is held.
-func (d *Directories) touch(name string) error {
+// touch notes that a directory is used now; d.mu is held. A full disk is no reason to fail: it is held all the same,
+// and was used when that could be noted last.
+func (d *Directories) touch(name string) {
 	n := d.read(name)
 	n.Used = time.Now()
-	return d.write(name, n)
+	_ = d.write(name, n)
 }
 
 // Release takes back what a job has, of which nothing lives any more. It is idempotent.
@@ -169,8 +171,7 @@ func (d *Directories) Release(job string) {
 		if at < 0 {
 			continue
 		}
-		// On a full disk it was used when the job got it.
-		_ = d.touch(name)
+		d.touch(name)
 		if jobs = slices.Delete(jobs, at, at+1); len(jobs) > 0 {
 			d.held[name] = jobs
 			continue
