@@ -94,12 +94,12 @@ func keptAtCache(t *testing.T, s *server) {
 	run := func(say string) string {
 		j := s.enqueue(t, "default", gitlab.JobSpec{
 			Project: project,
-			Script:  []string{"echo \"found <$(cat /cache/file 2>/dev/null)>\"", "echo " + say + " >/cache/file"},
+			Script:  []string{"echo \"mode $(stat -c %a /cache), found <$(cat /cache/file 2>/dev/null)>\"", "echo " + say + " >/cache/file"},
 		})
 		require.Equal(t, gitlab.Success, end(t, j))
 		return j.Log()
 	}
-	require.Contains(t, run("one"), "found <>")
+	require.Contains(t, run("one"), "mode 777, found <>", "for jobs of any user")
 	require.Contains(t, run("two"), "found <one>")
 	var key string
 	for line := range strings.Lines(mustBerth(t, "cache", "ls", "--project", "group/at-cache", "--json")) {

@@ -132,7 +132,12 @@ func (d *Directories) Take(job, name string) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := os.MkdirAll(d.path(name), 0o755); err != nil {
+	// For jobs of any user, as a cache volume of the docker executor is.
+	err := os.Mkdir(d.path(name), 0o777)
+	if err == nil {
+		err = os.Chmod(d.path(name), 0o777)
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make the project's cache: %w", err)
 	}
 	d.hold(job, name)

@@ -21,6 +21,7 @@ modules=${KERNEL:-}/lib/modules/${kernel##*/vmlinuz-}
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 trap 'exit 130' INT TERM
+export BERTH_RUNTIME="${BERTH_RUNTIME:-$PWD/bin/runtime}"
 export CGO_ENABLED=0 # as in releases
 go=${GO:-go}
 $go build -trimpath -o "$dir/" ./cmd/berth ./cmd/berthd ./test/cmd/runner
