@@ -23,6 +23,7 @@ import (
 	"gitlab.com/berth-ci/berth/node/imagegc/lastuse"
 	"gitlab.com/berth-ci/berth/node/journal"
 	"gitlab.com/berth-ci/berth/node/network"
+	"gitlab.com/berth-ci/berth/node/network/namespace"
 )
 
 // Builds answers BuildKit's API for jobs.
@@ -54,6 +55,8 @@ type builders struct {
 	sockets  listeners
 	images   images.Store
 	uses     imageUses
+	// docker is where networks that jobs make by docker are cut from.
+	docker netip.Prefix
 	// unnamed notes an image without a name; nil where there is no docker.
 	unnamed func(job, id string) error
 	log     *logrus.Entry
@@ -95,9 +98,13 @@ func (b *builders) Serve(r journal.Record) error {
 	if err != nil {
 		return fmt.Errorf("serve builds: %w", err)
 	}
+	own := []netip.Prefix{r.Network.Subnet}
+	if a.Docker != nil {
+		own = append(own, b.docker)
+	}
 	j := &builder{listener: l, job: builds.Job{
 		Key: key, Name: key, Namespace: cache.Namespace(r.Job.Identity), Cgroup: a.Cgroup + "/builds",
-		Network:      &buildNetwork{endpoints: b.networks, network: r.Network, nameserver: a.Network.Address, services: len(a.Network.Services)},
+		Network:      &buildNetwork{endpoints: b.networks, network: r.Network, nameserver: a.Network.Address, own: own, services: len(a.Network.Services)},
 		Entitlements: a.Grant.Profile.Builds.Entitlements,
 	}}
 	j.job.Image, j.job.Find = b.imageNames(r)
@@ -211,6 +218,7 @@ type buildNetwork struct {
 	endpoints  endpoints
 	network    network.Network
 	nameserver netip.Addr
+	own        []netip.Prefix
 	services   int
 
 	mu    sync.Mutex
@@ -218,6 +226,14 @@ type buildNetwork struct {
 }
 
 func (n *buildNetwork) Nameservers() []netip.Addr { return []netip.Addr{n.nameserver} }
+
+// Dialer connects from the job's namespace, as its docker does.
+func (n *buildNetwork) Dialer() namespace.Dialer {
+	return namespace.Dialer{Path: n.network.Netns, Server: netip.AddrPortFrom(n.nameserver, 53)}
+}
+
+// Own are the job's network, and those that it makes with docker.
+func (n *buildNetwork) Own() []netip.Prefix { return n.own }
 
 func (n *buildNetwork) Join(ctx context.Context) (builds.Namespace, error) {
 	nth, err := n.take()

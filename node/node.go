@@ -190,6 +190,7 @@ func (d *daemon) openDocker(ctx context.Context) (err error) {
 		return fmt.Errorf("open docker: %w", err)
 	}
 	d.builders.unnamed = d.docker.Unnamed
+	d.builders.docker = d.config.Docker.Networks
 	d.onClose(func(ctx context.Context) error { return d.docker.Close(ctx, d.used()) })
 	return nil
 }

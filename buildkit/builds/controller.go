@@ -19,6 +19,7 @@ import (
 	"github.com/moby/buildkit/frontend/gateway"
 	"github.com/moby/buildkit/frontend/gateway/forwarder"
 	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/bboltcachestorage"
 	"github.com/moby/buildkit/worker"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -88,12 +89,12 @@ func (noContainers) DefaultCacheManager() (cache.Manager, error) {
 	return nil, fmt.Errorf("a frontend may not start containers: %w", errdefs.ErrPermissionDenied)
 }
 
-// Caches elsewhere: in registries, by the guard; with the client, by its session; and in the image itself. Those of
+// Caches elsewhere: in registries; with the client, by its session; and in the image itself. Those of
 // clouds (s3, gha, azblob) are reached from berthd at any address that a build names.
 
 func (e *Endpoint) cacheExporters() map[string]remotecache.ResolveCacheExporterFunc {
 	m := map[string]remotecache.ResolveCacheExporterFunc{
-		"registry": registrycache.ResolveCacheExporterFunc(e.sessions, e.service.hosts),
+		"registry": e.registryCacheExporter,
 		"local":    localcache.ResolveCacheExporterFunc(e.sessions),
 		"inline":   inline.ResolveCacheExporterFunc(),
 	}
@@ -108,9 +109,27 @@ func (e *Endpoint) cacheExporters() map[string]remotecache.ResolveCacheExporterF
 	return m
 }
 
+func (e *Endpoint) registryCacheExporter(ctx context.Context, g session.Group, attrs map[string]string) (remotecache.Exporter, error) {
+	as := func(ctx context.Context) context.Context { return e.registries.with(ctx, g) }
+	to, err := registrycache.ResolveCacheExporterFunc(e.sessions, e.service.hosts)(as(ctx), g, attrs)
+	if err != nil {
+		return nil, err
+	}
+	return registryCacheExporter{to, as}, nil
+}
+
+type registryCacheExporter struct {
+	remotecache.Exporter
+	as func(context.Context) context.Context
+}
+
+func (c registryCacheExporter) Finalize(ctx context.Context) (map[string]string, error) {
+	return c.Exporter.Finalize(c.as(ctx))
+}
+
 func (e *Endpoint) cacheImporters(cs content.Store) map[string]remotecache.ResolveCacheImporterFunc {
 	m := map[string]remotecache.ResolveCacheImporterFunc{
-		"registry": registrycache.ResolveCacheImporterFunc(e.sessions, cs, e.service.hosts),
+		"registry": e.registryCacheImporter(cs),
 		"local":    localcache.ResolveCacheImporterFunc(e.sessions),
 	}
 	for k, f := range m {
@@ -122,4 +141,25 @@ func (e *Endpoint) cacheImporters(cs content.Store) map[string]remotecache.Resol
 		}
 	}
 	return m
+}
+
+func (e *Endpoint) registryCacheImporter(cs content.Store) remotecache.ResolveCacheImporterFunc {
+	resolve := registrycache.ResolveCacheImporterFunc(e.sessions, cs, e.service.hosts)
+	return func(ctx context.Context, g session.Group, attrs map[string]string) (remotecache.Importer, ocispecs.Descriptor, error) {
+		as := func(ctx context.Context) context.Context { return e.registries.with(ctx, g) }
+		from, desc, err := resolve(as(ctx), g, attrs)
+		if err != nil {
+			return nil, ocispecs.Descriptor{}, err
+		}
+		return registryCacheImporter{from, as}, desc, nil
+	}
+}
+
+type registryCacheImporter struct {
+	remotecache.Importer
+	as func(context.Context) context.Context
+}
+
+func (c registryCacheImporter) Resolve(ctx context.Context, desc ocispecs.Descriptor, id string, w worker.Worker) (solver.CacheManager, error) {
+	return c.Importer.Resolve(c.as(ctx), desc, id, w)
 }

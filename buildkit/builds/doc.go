@@ -7,5 +7,7 @@
 // What they do share is the engine below: layers by their digest, and the cache mounts, whose ids are forced into the
 // namespace where steps become operations, whatever way they came.
 //
+// Registries are reached from where each job is, and the operator's from the node.
+//
 // It decides neither who may build nor what a name means to whom: that is its caller's, in Job.
 package builds

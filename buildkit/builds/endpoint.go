@@ -29,6 +29,7 @@ type Endpoint struct {
 	sessions   *session.Manager
 	controller *control.Controller
 	transport  *transport
+	registries *registries
 	server     *grpc.Server
 	conns      *conns
 
@@ -71,8 +72,10 @@ func (s *Service) Serve(l net.Listener, j Job) (_ *Endpoint, err error) {
 	e.undo(network.close)
 	e.transport = newTransport(network)
 	e.undo(func() error { e.transport.CloseIdleConnections(); return nil })
+	e.registries = newRegistries(j, &s.layers, e.sessions)
+	e.undo(func() error { e.registries.close(); return nil })
 	e.runner = s.newRunner(j, e.dir)
-	if e.worker, err = s.newWorker(j, e.runner, e.transport); err != nil {
+	if e.worker, err = s.newWorker(j, e.runner, e.transport, e.registries); err != nil {
 		return nil, err
 	}
 	if err := e.newController(e.worker); err != nil {

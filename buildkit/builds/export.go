@@ -49,9 +49,9 @@ func (w *jobWorker) imageExporter(name string, sm *session.Manager) (exporter.Ex
 		return nil, fmt.Errorf("make image exporter: %w", err)
 	}
 	if name == exporterMoby {
-		return mobyExporter{checked{e}, w.ContentStore()}, nil
+		return mobyExporter{checked{e, w.registries}, w.ContentStore()}, nil
 	}
-	return checked{e}, nil
+	return checked{e, w.registries}, nil
 }
 
 // unsafe are options that go around what keeps a build from the node.
@@ -69,7 +69,10 @@ func unsafe(attrs map[string]string) error {
 	return nil
 }
 
-type checked struct{ exporter.Exporter }
+type checked struct {
+	exporter.Exporter
+	registries *registries
+}
 
 func (c checked) Resolve(ctx context.Context, id int, attrs map[string]string) (exporter.ExporterInstance, error) {
 	if err := unsafe(attrs); err != nil {
@@ -82,7 +85,29 @@ func (c checked) Resolve(ctx context.Context, id int, attrs map[string]string) (
 		}
 		attrs[string(exptypes.OptKeyUnpack)] = "true"
 	}
-	return c.Exporter.Resolve(ctx, id, attrs)
+	inst, err := c.Exporter.Resolve(ctx, id, attrs)
+	if err != nil {
+		return nil, err
+	}
+	return pushing{inst, c.registries}, nil
+}
+
+// pushing is an export that may push, as the job.
+type pushing struct {
+	exporter.ExporterInstance
+	registries *registries
+}
+
+func (p pushing) Export(ctx context.Context, src *exporter.Source, info exporter.ExportBuildInfo) (map[string]string, exporter.FinalizeFunc, exporter.DescriptorReference, error) {
+	as := func(ctx context.Context) context.Context {
+		return p.registries.with(ctx, session.NewGroup(info.SessionID))
+	}
+	resp, finalize, desc, err := p.ExporterInstance.Export(as(ctx), src, info)
+	if finalize != nil {
+		push := finalize
+		finalize = func(ctx context.Context) error { return push(as(ctx)) }
+	}
+	return resp, finalize, desc, err
 }
 
 // mobyExporter puts images where docker finds them, as dockerd's own does.

@@ -7,3 +7,6 @@ var Rules = rules
 
 // ServiceInfo tells what an endpoint serves.
 func ServiceInfo(e *Endpoint) map[string]grpc.ServiceInfo { return e.server.GetServiceInfo() }
+
+// RegistryHosts is how builds find registries.
+var RegistryHosts = registryHosts

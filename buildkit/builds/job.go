@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/util/entitlements"
+
+	"gitlab.com/berth-ci/berth/node/network/namespace"
 )
 
 // Job is what builds of a job may do, and where they do it.
@@ -29,7 +31,7 @@ type Job struct {
 	Namespace string
 
 	Cgroup  string  // RUN steps are below it, so that the job's limits hold for them
-	Network Network // of RUN steps and of ADD from the web; nil for none
+	Network Network // of RUN steps, of ADD from the web and of registries; nil for none
 
 	// Entitlements are those of BuildKit that a build may ask for (--allow): security.insecure is root of the node.
 	// With network.host a step gets the job's network, as without; the node's is never given.
@@ -50,6 +52,10 @@ type Network interface {
 	Join(ctx context.Context) (Namespace, error)
 	// Nameservers answer in it.
 	Nameservers() []netip.Addr
+	// Dialer connects from where the job itself is: localhost is the job's. Registries are reached by it.
+	Dialer() namespace.Dialer
+	// Own are the addresses where all that the job reaches is its own, beside its loopback.
+	Own() []netip.Prefix
 }
 
 // Namespace is a network namespace that goes with Close.

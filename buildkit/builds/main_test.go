@@ -82,15 +82,19 @@ func (f *fixture) serve(registries ...string) {
 // nameRegistries is what an operator does who has registries on the node.
 func nameRegistries(dir string, registries ...string) error {
 	for _, r := range registries {
-		of := filepath.Join(dir, r)
-		if err := os.MkdirAll(of, 0o755); err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(of, "hosts.toml"), []byte(fmt.Sprintf("server = %q\n", "http://"+r)), 0o644); err != nil {
+		if err := writeHosts(dir, r, fmt.Sprintf("server = %q\n", "http://"+r)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func writeHosts(dir, registry, text string) error {
+	of := filepath.Join(dir, registry)
+	if err := os.MkdirAll(of, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(of, "hosts.toml"), []byte(text), 0o644)
 }
 
 type jobSpec = builds.Job
@@ -148,6 +152,7 @@ func (j *job) close() {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(j.Context()), time.Minute)
 	defer cancel()
 	j.check(j.endpoint.Close(ctx))
+	j.check(namespace.Remove(j.network.home()))
 	if n := j.network.open.Load(); n != 0 {
 		j.Errorf("%s left %d network namespaces", j.key, n)
 	}
@@ -159,10 +164,31 @@ type network struct {
 	count  atomic.Int32
 	open   atomic.Int32
 	inside func() error // done in each new namespace
+	own    []netip.Prefix
 }
 
+// newNetwork makes one with the namespace of the job itself, which goes when the job closes.
 func (f *fixture) newNetwork(name string) *network {
-	return &network{dir: filepath.Join(f.Config.Root, name)}
+	f.Helper()
+	n := &network{dir: filepath.Join(f.Config.Root, name)}
+	f.must(namespace.Create(n.home(), loopback))
+	return n
+}
+
+func (n *network) home() string { return filepath.Join(n.dir, "home") }
+
+func (n *network) Dialer() namespace.Dialer {
+	return namespace.Dialer{Path: n.home(), Server: netip.MustParseAddrPort("127.0.0.1:53")}
+}
+
+func (n *network) Own() []netip.Prefix { return n.own }
+
+func loopback() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
 }
 
 func (n *network) Nameservers() []netip.Addr { return []netip.Addr{netip.MustParseAddr("192.0.2.53")} }
@@ -170,11 +196,7 @@ func (n *network) Nameservers() []netip.Addr { return []netip.Addr{netip.MustPar
 func (n *network) Join(context.Context) (builds.Namespace, error) {
 	path := filepath.Join(n.dir, fmt.Sprint(n.count.Add(1)))
 	err := namespace.Create(path, func() error {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		if err := netlink.LinkSetUp(lo); err != nil || n.inside == nil {
+		if err := loopback(); err != nil || n.inside == nil {
 			return err
 		}
 		return n.inside()

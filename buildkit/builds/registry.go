@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -16,11 +18,14 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// registryHosts is how builds speak to registries: from berthd, since it is berthd that has the layers. They name any
-// host, and registries send them on to any; so it is by address that they are kept from the node.
+// anyRegistry is the directory of those that have none of their own.
+const anyRegistry = "_default"
+
+// registryHosts is how builds find registries. It is one for all jobs, since BuildKit keeps what it says for whoever comes
+// next: whose network is meant is told by each request.
 //
-// An operator's directory of hosts.toml files, as containerd's, tells mirrors and certificates. Who is named there may
-// be on the node, and speak plain HTTP.
+// An operator's directory of hosts.toml files, as containerd's, tells mirrors and certificates. Who is named there is
+// reached from the node, may be on it, and may speak plain HTTP. All others are reached from the job's network.
 func registryHosts(c Config) docker.RegistryHosts {
 	return func(registry string) ([]docker.RegistryHost, error) {
 		var dir string
@@ -30,23 +35,76 @@ func registryHosts(c Config) docker.RegistryHosts {
 				return nil, fmt.Errorf("read configuration of registry %s: %w", registry, err)
 			}
 		}
+		named := dir != "" && filepath.Base(dir) != anyRegistry
 		g := &guard{named: map[string]bool{}, deny: c.Deny}
-		options := config.HostOptions{UpdateClient: g.dress}
+		options := config.HostOptions{UpdateClient: func(client *http.Client) error {
+			return dress(client, &way{registry: registry, named: named, guard: g})
+		}}
 		if dir != "" {
 			options.HostDir = func(string) (string, error) { return dir, nil }
-		} else {
+		}
+		if !named {
 			options.DefaultScheme = "https"
 		}
 		hosts, err := config.ConfigureHosts(context.Background(), options)(registry)
 		if err != nil {
 			return nil, fmt.Errorf("read configuration of registry %s: %w", registry, err)
 		}
-		if dir != "" {
-			for _, h := range hosts {
+		for _, h := range hosts {
+			// Of those that have no directory, the mirrors alone are the operator's.
+			if named || dir != "" && h.Host != registry && (registry != hub || h.Host != hubHost) {
 				g.named[withPort(h.Host, h.Scheme)] = true
 			}
 		}
 		return hosts, nil
+	}
+}
+
+// hub is Docker Hub, and the host that answers for it.
+const (
+	hub     = "docker.io"
+	hubHost = "registry-1.docker.io"
+)
+
+// dress has a client go a way. It may be called again for a client that is made from another.
+func dress(client *http.Client, w *way) error {
+	switch t := client.Transport.(type) {
+	case *way:
+		return nil
+	case *http.Transport:
+		// Uploads over HTTP/2 are slow: as in BuildKit's own.
+		t.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
+		w.base = t
+		client.Transport = w
+		return nil
+	}
+	return fmt.Errorf("configure registry: transport is %T: %w", client.Transport, errdefs.ErrNotImplemented)
+}
+
+// way is how a host of a registry is reached, by any job.
+type way struct {
+	registry string
+	named    bool // by an operator, by a directory of its own
+	guard    *guard
+	base     *http.Transport
+}
+
+// RoundTrip sends a request as the job that its context tells. There is no other way.
+func (w *way) RoundTrip(r *http.Request) (*http.Response, error) {
+	at, ok := r.Context().Value(visitKey{}).(visit)
+	if !ok {
+		closeBody(r)
+		return nil, fmt.Errorf("ask registry %s: no job asks: %w", w.registry, errdefs.ErrPermissionDenied)
+	}
+	return at.roundTrip(w, r)
+}
+
+// fromNode tells whether a host is the operator's.
+func (w *way) fromNode(u *url.URL) bool { return w.named || w.guard.named[withPort(u.Host, u.Scheme)] }
+
+func closeBody(r *http.Request) {
+	if r.Body != nil {
+		_ = r.Body.Close()
 	}
 }
 
@@ -60,26 +118,14 @@ func withPort(host, scheme string) string {
 	return net.JoinHostPort(host, "443")
 }
 
-// guard keeps connections from the node.
+// guard keeps connections that are made from the node from ending there.
 type guard struct {
 	named map[string]bool // by an operator; by host and port
 	deny  []netip.Prefix
 }
 
-// dress has a client connect by the guard. It is called before anything is named.
-func (g *guard) dress(client *http.Client) error {
-	t, ok := client.Transport.(*http.Transport)
-	if !ok {
-		return fmt.Errorf("configure registry: transport is %T: %w", client.Transport, errdefs.ErrNotImplemented)
-	}
-	t.DialContext = g.dial
-	// Uploads over HTTP/2 are slow: as in BuildKit's own.
-	t.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
-	return nil
-}
-
 func (g *guard) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	d := net.Dialer{Timeout: 30 * time.Second, KeepAlive: time.Minute}
+	d := net.Dialer{Timeout: dialPatience, KeepAlive: time.Minute}
 	if !g.named[address] {
 		// The address that is connected to, after names are resolved: a name may mean another the next time.
 		d.ControlContext = func(_ context.Context, _, address string, _ syscall.RawConn) error { return g.check(address) }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	imageexporter "github.com/moby/buildkit/exporter/containerimage"
+	"github.com/moby/buildkit/util/resolver/limited"
 	bolt "go.etcd.io/bbolt"
 
 	"gitlab.com/berth-ci/berth/buildkit"
@@ -21,10 +23,10 @@ import (
 
 // Config is what builds of all jobs have.
 type Config struct {
-	// HostsDir holds containerd's hosts.toml files, a directory for each registry. Those named there may be on the node,
-	// or on a link of it.
+	// HostsDir holds containerd's hosts.toml files, a directory for each registry. Those named there are reached from the
+	// node, and may be on it, or on a link of it.
 	HostsDir string
-	// Deny are networks that registries may not be in: those of jobs, which berthd reaches.
+	// Deny are networks that these may not send on to: those of jobs, which berthd reaches.
 	Deny []netip.Prefix
 }
 
@@ -38,6 +40,7 @@ type Service struct {
 	history *bolt.DB
 	results results
 	claims  claims
+	layers  layers
 	naming  sync.Mutex // of images
 
 	mu   sync.Mutex
@@ -75,6 +78,8 @@ func New(ctx context.Context, engine *buildkit.Engine, c Config) (_ *Service, er
 	if err := os.Setenv("TMPDIR", s.tmpDir()); err != nil {
 		return nil, fmt.Errorf("set directory for temporary mounts: %w", err)
 	}
+	// One job could have all connections to what another calls by the same name; each has a limit of its own.
+	limited.SetMaxConcurrency(math.MaxInt32)
 	w := engine.Unguarded()
 	s.writer, err = imageexporter.NewImageWriter(imageexporter.WriterOpt{
 		Snapshotter: w.Snapshotter, ContentStore: w.ContentStore(), Applier: w.Applier, Differ: w.Differ,

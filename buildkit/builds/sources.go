@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/pb"
@@ -21,10 +22,11 @@ import (
 	"github.com/moby/buildkit/source/local"
 	srctypes "github.com/moby/buildkit/source/types"
 	"github.com/moby/buildkit/worker/base"
+	digest "github.com/opencontainers/go-digest"
 )
 
 // addSources gives a job's worker what its builds read.
-func (s *Service) addSources(w *base.Worker, own *imageStore, t *transport, namespace string) (err error) {
+func (s *Service) addSources(w *base.Worker, own *imageStore, t *transport, regs *registries, namespace string) (err error) {
 	if w.SourceManager, err = source.NewManager(); err != nil {
 		return fmt.Errorf("make source manager: %w", err)
 	}
@@ -55,10 +57,58 @@ func (s *Service) addSources(w *base.Worker, own *imageStore, t *transport, name
 	if err != nil {
 		return fmt.Errorf("make local source: %w", err)
 	}
-	for _, src := range []source.Source{w.ImageSource, w.OCILayoutSource, blobs, w.HTTPSource, dirs, noGit{}} {
+	for _, src := range []source.Source{registrySource{w.ImageSource, regs}, w.OCILayoutSource, registrySource{blobs, regs}, w.HTTPSource, dirs, noGit{}} {
 		w.SourceManager.Register(src)
 	}
 	return nil
+}
+
+// registrySource is one that asks registries, as the job.
+type registrySource struct {
+	source.Source
+	registries *registries
+}
+
+func (s registrySource) Resolve(ctx context.Context, id source.Identifier, sm *session.Manager, v solver.Vertex) (source.SourceInstance, error) {
+	inst, err := s.Source.Resolve(ctx, id, sm, v)
+	if err != nil {
+		return nil, err
+	}
+	return &registryInstance{SourceInstance: inst, registries: s.registries}, nil
+}
+
+type registryInstance struct {
+	source.SourceInstance
+	registries *registries
+	lazy       sync.Once
+}
+
+func (i *registryInstance) CacheKey(ctx context.Context, j solver.JobContext, index int) (key, pin string, opts solver.CacheOpts, done bool, err error) {
+	key, pin, opts, done, err = i.SourceInstance.CacheKey(i.registries.with(ctx, sessionsOf(j)), j, index)
+	if err != nil {
+		return "", "", nil, false, err
+	}
+	i.lazy.Do(func() { // they are the same every time
+		for k, o := range opts {
+			d, ok := k.(cache.DescHandlerKey)
+			if h, is := o.(*cache.DescHandler); ok && is {
+				i.registries.lazily(digest.Digest(d), h, sessionsOf(j))
+			}
+		}
+	})
+	return key, pin, opts, done, nil
+}
+
+func (i *registryInstance) Snapshot(ctx context.Context, j solver.JobContext) (cache.ImmutableRef, error) {
+	return i.SourceInstance.Snapshot(i.registries.with(ctx, sessionsOf(j)), j)
+}
+
+// sessionsOf are those that take part in what is built.
+func sessionsOf(j solver.JobContext) session.Group {
+	if j == nil {
+		return nil
+	}
+	return j.Session()
 }
 
 // noGit refuses git: BuildKit runs it in berthd, on the node's network and with one clone for all who name a URL.

@@ -5,12 +5,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
-
-	"github.com/moby/buildkit/client"
 )
 
 // webServer answers everything with text, and counts.
@@ -108,66 +105,6 @@ func TestWebOfOthers(t *testing.T) {
 	log, err = f.job("next", trusted, serve("not asked for")).build(request{dockerfile: r.dockerfile + " # again", attrs: map[string]string{"build-arg:X": "1"}})
 	if err != nil || strings.Contains(log, "not asked for") {
 		t.Errorf("%q, %v", log, err)
-	}
-}
-
-// Registries are spoken to from the node, but are not on it unless an operator says so.
-func TestRegistryIsNoWayIn(t *testing.T) {
-	redirect, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := newFixture(t, redirect.Addr().String())
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	f.must(err)
-	address := l.Addr().String()
-	node := webServer(t, l, "the node's", "")
-	j := f.job("job", "p1")
-	_, port, err := net.SplitHostPort(address)
-	f.must(err)
-	hosts := []string{address, "localhost:" + port, "169.254.169.254", "169.254.169.254:80", "[::1]:" + port, "[::ffff:127.0.0.1]:" + port, "0.0.0.0:" + port}
-	var addresses []string
-	for _, ip := range nodeAddresses(t) {
-		addresses = append(addresses, ip+":"+port)
-	}
-	hosts = append(hosts, addresses...)
-	for _, host := range hosts {
-		for way, r := range map[string]request{
-			"FROM":   {dockerfile: "FROM " + host + "/a/b:1"},
-			"COPY":   {dockerfile: "FROM " + f.busybox() + "\nCOPY --from=" + host + "/a/b:1 / /x"},
-			"syntax": {dockerfile: "# syntax=" + host + "/a/b:1\n"},
-			"push": {dockerfile: "FROM " + f.busybox(), exports: []client.ExportEntry{{Type: "image",
-				Attrs: map[string]string{"name": host + "/a/pushed:1", "push": "true"}}}},
-		} {
-			_, err := j.build(r)
-			if slices.Contains(addresses, host) && !slices.Contains(nodeAddresses(t), strings.TrimSuffix(host, ":"+port)) {
-				continue // an address that came and went, of another's on this machine
-			}
-			if err == nil || !strings.Contains(err.Error(), "is refused: it is") && !strings.Contains(err.Error(), "invalid reference") {
-				t.Errorf("%s %s: %v", way, host, err)
-			}
-		}
-		_, err := j.solveCacheTo(request{dockerfile: "FROM " + f.busybox() + "\nRUN true"},
-			client.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{"ref": host + "/a/b:1"}})
-		if err == nil {
-			t.Errorf("cache to %s", host)
-		}
-		_, err = j.build(request{dockerfile: "FROM " + f.busybox() + "\nRUN true",
-			imports: []client.CacheOptionsEntry{{Type: "registry", Attrs: map[string]string{"ref": host + "/a/b:1"}}}})
-		f.check(err) // a cache that cannot be read is none
-	}
-	if n := node.Load(); n > 0 {
-		t.Errorf("%d requests reached the node", n)
-	}
-	// Sent on by a registry that may be asked.
-	s := &httptest.Server{Listener: redirect, Config: &http.Server{Handler: http.RedirectHandler("http://"+address+"/secret", http.StatusFound)}}
-	s.Start()
-	defer s.Close()
-	if _, err := j.build(request{dockerfile: "FROM " + redirect.Addr().String() + "/a/b:1"}); err == nil || !strings.Contains(err.Error(), "is refused: it is") {
-		t.Errorf("redirected: %v", err)
-	}
-	if n := node.Load(); n > 0 {
-		t.Errorf("%d requests reached the node", n)
 	}
 }
 

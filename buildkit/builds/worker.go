@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
@@ -25,13 +26,14 @@ import (
 // Everything that is built passes here, whatever frontend or client it comes from.
 type jobWorker struct {
 	*base.Worker
-	service *Service
-	job     Job
-	runner  *runner
-	images  *imageStore
+	service    *Service
+	job        Job
+	runner     *runner
+	images     *imageStore
+	registries *registries
 }
 
-func (s *Service) newWorker(j Job, r *runner, t *transport) (*jobWorker, error) {
+func (s *Service) newWorker(j Job, r *runner, t *transport, regs *registries) (*jobWorker, error) {
 	engine := s.engine.Unguarded()
 	own := &imageStore{
 		Store: engine.ImageStore, job: j, naming: &s.naming, known: newKnown(engine.ContentStore(), j.Namespace),
@@ -46,10 +48,10 @@ func (s *Service) newWorker(j Job, r *runner, t *transport) (*jobWorker, error) 
 	// buildx asks for the snapshotter; the rest is about the node.
 	const snapshotter = "org.mobyproject.buildkit.worker.snapshotter"
 	w.WorkerOpt.Labels = map[string]string{snapshotter: buildkit.Snapshotter}
-	if err := s.addSources(w, own, t, j.Namespace); err != nil {
+	if err := s.addSources(w, own, t, regs, j.Namespace); err != nil {
 		return nil, err
 	}
-	return &jobWorker{Worker: w, service: s, job: j, runner: r, images: own}, nil
+	return &jobWorker{Worker: w, service: s, job: j, runner: r, images: own, registries: regs}, nil
 }
 
 // ResolveOp is where a step of a build becomes an operation, and the last of all ways in.
@@ -77,6 +79,11 @@ func (w *jobWorker) ResolveOp(v solver.Vertex, b frontend.FrontendLLBBridge, sm 
 		return ops.NewExecOp(v, &pb.Op_Exec{Exec: exec}, op.Platform, cm, w.ParallelismSem, sm, w.runner, w.Worker, res, false)
 	}
 	return w.Worker.ResolveOp(v, b, sm, worker.ProxyOpt{})
+}
+
+// ResolveSourceMetadata asks what a name means.
+func (w *jobWorker) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt, sm *session.Manager, j solver.JobContext) (*sourceresolver.MetaResponse, error) {
+	return w.Worker.ResolveSourceMetadata(w.registries.with(ctx, sessionsOf(j)), op, opt, sm, j)
 }
 
 // confine is a RUN step with its caches in the job's namespace, and nothing that the job may not have.
