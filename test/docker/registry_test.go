@@ -10,6 +10,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync/atomic"
@@ -275,4 +278,42 @@ func TestReach(t *testing.T) {
 	}
 	require.Contains(t, ask(j), "server gave HTTP response to HTTPS client")
 	require.NotContains(t, ask(confined), "server gave HTTP response")
+}
+
+// TestBuildReach has builds use a registry of the job's own, where the profile
+// denies all that is outside.
+func TestBuildReach(t *testing.T) {
+	withBuildx(t)
+	confined := hold(t, "confined", gitlab.JobSpec{Variables: variables("GIT_STRATEGY", "none")})
+	shelf := ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))
+	dir := t.TempDir()
+	dockerfile := func(text string) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(text+"\n"), 0o644))
+	}
+	for i, at := range []string{
+		"localhost:" + confined.inside(shelf, "127.0.0.1"), "build:" + confined.inside(shelf, confined.admission.Network.Address.String()),
+	} {
+		mine := fmt.Sprintf("%s/group/x:%d", at, i)
+		dockerfile(fmt.Sprintf("FROM %s\nRUN echo made %d >/made", registry.Image(images.Busybox), i))
+		confined.must("buildx", "build", "--push", "-t", mine, dir)
+		confined.must("rmi", mine)
+		dockerfile("FROM " + mine + "\nRUN grep made /made")
+		confined.must("build", "--pull", dir)
+	}
+
+	// It goes by the profile: the other job gets an answer from there.
+	outside, err := url.Parse(server.URL())
+	require.NoError(t, err)
+	dockerfile("FROM " + outside.Host + "/x:1")
+	const answered = "server gave HTTP response to HTTPS client"
+	out, err := hold(t, "default", gitlab.JobSpec{}).docker("build", dir)
+	require.Error(t, err)
+	require.Contains(t, out, answered)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, cli, "build", dir)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+confined.socket(), "DOCKER_CONFIG="+filepath.Join(scratch, "docker-config"))
+	text, err := cmd.CombinedOutput()
+	require.Error(t, err)
+	require.NotContains(t, string(text), answered)
 }
