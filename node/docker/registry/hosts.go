@@ -126,6 +126,9 @@ type way struct {
 
 // dress has a client go this way.
 func (w *way) dress(client *http.Client) error {
+	if _, dressed := client.Transport.(*transport); dressed { // that of all hosts, for one with headers of its own
+		return nil
+	}
 	t, ok := client.Transport.(*http.Transport)
 	if !ok {
 		return fmt.Errorf("configure registry: transport is %T: %w", client.Transport, errdefs.ErrNotImplemented)

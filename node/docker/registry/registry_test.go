@@ -17,6 +17,8 @@ import (
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/stretchr/testify/require"
+
+	"gitlab.com/berth-ci/berth/node/network/namespace"
 )
 
 func named(t *testing.T, name string) reference.Named {
@@ -106,4 +108,29 @@ func TestLogin(t *testing.T) {
 	for _, login := range got {
 		require.NotContains(t, login, "u:p")
 	}
+}
+
+// TestHeadersForAll has an operator send a header of his own to all registries
+// that he does not name.
+func TestHeadersForAll(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("entering a network namespace needs root")
+	}
+	var got string
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got = r.Header.Get("X-Node")
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	defer s.Close()
+	dir := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(dir, anyHost), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, anyHost, "hosts.toml"), []byte("[header]\nx-node = \"ours\"\n"), 0o600))
+	image := named(t, strings.TrimPrefix(s.URL, "http://")+"/app:1")
+	job := Job{Dialer: namespace.Dialer{Path: "/proc/self/ns/net"}}
+	at, err := (&Registry{HostsDir: dir}).Repository(t.Context(), image, job, registry.AuthConfig{})
+	require.NoError(t, err)
+	defer at.Close()
+	_, _, err = at.resolver(docker.NewInMemoryTracker()).Resolve(t.Context(), image.String())
+	require.True(t, errdefs.IsNotFound(err), err)
+	require.Equal(t, "ours", got)
 }
