@@ -138,7 +138,8 @@ func away(t *testing.T, end func()) {
 		// In the job, at the socket whose file is bound.
 		`docker -H unix:///var/run/docker.sock pull -q ` + busybox,
 		`{ docker -H unix:///var/run/docker.sock run --name inside -v /builds:/given ` + busybox + ` sh -c '` + numbers + `' end >/builds/inside || echo $? >/builds/inside-code; } &`,
-		`until docker -H unix:///var/run/docker.sock wait inside; do sleep 0.1; done >/builds/waited &`,
+		// One that is made and not started yet is waited for no longer than one that has ended.
+		`{ until [ -s /builds/inside ]; do sleep 0.1; done; docker -H unix:///var/run/docker.sock wait inside; } >/builds/waited &`,
 		`{ until [ -e /builds/call ]; do sleep 0.1; done; for host in unix:///var/run/docker.sock unix:///run/berth/docker.sock tcp://docker:2375; do docker -H $host ps -q --no-trunc && echo $host; done; } >/builds/called 2>&1 &`,
 	}})
 	at := func(name string) string { return filepath.Join(j.admission.Dirs.Builds, name) }
