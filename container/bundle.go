@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -45,20 +46,24 @@ func bundlesOf(client *containerd.Client) (bundles, error) {
 	}, nil
 }
 
-// containers names those of jobs of which something is there.
-func (b bundles) containers() (ids []string, err error) {
+// containers names those of which something is there: of a job, or of all.
+func (b bundles) containers(job string) (ids []string, err error) {
 	for _, dir := range []string{b.dir, b.states} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("list what shims have left: %w", err)
 		}
 		for _, e := range entries {
-			if jobOf(e.Name()) == "" {
+			of := jobOf(e.Name())
+			if of == "" || job != "" && of != job || slices.Contains(ids, e.Name()) {
 				continue
 			}
-			if _, ok := b.state(e.Name()); ok || dir == b.dir {
-				ids = append(ids, e.Name())
+			if dir == b.states {
+				if _, ok := b.state(e.Name()); !ok {
+					continue
+				}
 			}
+			ids = append(ids, e.Name())
 		}
 	}
 	return ids, nil
@@ -108,8 +113,8 @@ func removeBundles(ctx context.Context, client *containerd.Client, job string) e
 	if err != nil {
 		return err
 	}
-	ids, err := b.containers()
-	if err != nil {
+	ids, err := b.containers(job)
+	if err != nil || len(ids) == 0 {
 		return err
 	}
 	known := map[string]bool{}
@@ -121,7 +126,7 @@ func removeBundles(ctx context.Context, client *containerd.Client, job string) e
 	}
 	var errs []error
 	for _, id := range ids {
-		if jobOf(id) == job && !known[id] {
+		if !known[id] {
 			errs = append(errs, b.remove(id))
 		}
 	}

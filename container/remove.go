@@ -161,7 +161,7 @@ func Jobs(ctx context.Context, client *containerd.Client) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	left, err := b.containers()
+	left, err := b.containers("")
 	if err != nil {
 		return nil, err
 	}
