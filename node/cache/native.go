@@ -289,9 +289,7 @@ func (j *Job) saveOne(ctx context.Context, e *Entry, untracked []byte, inUse boo
 		j.log.WithError(err).Warn("a job keeps the layers of what it has published without holding them")
 		return e.Outcome, nil
 	}
-	if changed {
-		delete(j.clones, c.Record().ID)
-	} else if err := j.discard(ctx, c.Record().ID); err != nil {
+	if err := j.discard(ctx, c.Record().ID); err != nil {
 		j.log.WithError(err).Warn("cannot discard a clone")
 	}
 	return e.Outcome, nil

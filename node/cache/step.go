@@ -129,26 +129,24 @@ func (j *Job) publish(ctx context.Context, m *Mount, success bool) (string, erro
 		}
 	}
 	info, changed, err := c.Publish(ctx)
-	if err != nil && !errdefs.IsAborted(err) {
+	outcome := "not published: what the job began with was withdrawn meanwhile"
+	if err == nil {
+		outcome = published(info, changed)
+	} else if !errdefs.IsAborted(err) {
 		return "", err
 	}
 	id := m.Clone.ID
-	m.Clone, m.Outcome = nil, "not published: what the job began with was withdrawn meanwhile"
-	if err == nil {
-		m.Outcome = published(info, changed)
-	}
-	if err == nil && changed {
-		delete(j.clones, id)
-		return m.Outcome, nil
-	}
-	// Who is killed between the two finds it still, or has noted that it is gone.
-	if err := j.write(); err != nil {
-		return "", err
+	m.Clone, m.Outcome = nil, outcome
+	if !changed {
+		// Who is killed between the two finds it still, or has noted that it is gone.
+		if err := j.write(); err != nil {
+			return "", err
+		}
 	}
 	if err := j.discard(ctx, id); err != nil {
 		j.log.WithError(err).Warn("cannot discard a clone")
 	}
-	return m.Outcome, nil
+	return outcome, nil
 }
 
 // published says what became of a cache.
