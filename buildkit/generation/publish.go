@@ -158,11 +158,10 @@ func (s *Store) publish(ctx context.Context, ref cache.ImmutableRef, info Info, 
 		return Info{}, fmt.Errorf("measure layer: %w", err)
 	}
 	info.Size += usage.Size
-	marked := info.Depth >= flattenNow
-	if marked {
-		if err := mark(ref); err != nil {
-			return Info{}, err
-		}
+	if err := mark(ref); err != nil {
+		return Info{}, err
+	}
+	if info.Depth >= flattenNow {
 		flat, shallow, err := s.flatten(ctx, ref, info)
 		switch {
 		case err == nil:
@@ -186,11 +185,6 @@ func (s *Store) publish(ctx context.Context, ref cache.ImmutableRef, info Info, 
 	list := l.all()
 	if n := len(list); n > 0 {
 		info.Number = list[n-1].Number + 1
-	}
-	if !marked {
-		if err := mark(ref); err != nil {
-			return Info{}, err
-		}
 	}
 	if err := enter(ref, info.Key); err != nil {
 		return Info{}, err
